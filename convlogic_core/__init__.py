@@ -1,0 +1,21 @@
+"""Convolutional differentiable logic gate networks: layers, model specs, native kernels.
+
+`ConvLogicLayer`, `LogicLayer` and `GroupSum` are drop-in for the field's code; `build_model` builds a `ModelSpec`.
+"""
+
+from .layers import ConvLogicLayer, GroupSum, LogicLayer, soft_evaluation
+from .model import PRESETS, ConvSpec, DenseSpec, ModelSpec, build_model, num_parameters, raw_gates
+
+__all__ = [
+    "PRESETS",
+    "ConvLogicLayer",
+    "ConvSpec",
+    "DenseSpec",
+    "GroupSum",
+    "LogicLayer",
+    "ModelSpec",
+    "build_model",
+    "num_parameters",
+    "raw_gates",
+    "soft_evaluation",
+]

@@ -1,0 +1,46 @@
+"""The 16 two-input Boolean gates: their numbers, names, truth tables and real-valued coefficients.
+
+Every gate, relaxed over [0, 1], is bilinear: g(a, b) = c0 + c1*a + c2*b + c3*a*b. A mixture of gates is again
+such a function, so a gate costs four coefficients, never sixteen. Numbers are those of difflogic (Petersen et
+al. 2022, "Deep Differentiable Logic Gate Networks", table 1). This is the only file that knows them.
+"""
+
+from typing import Final
+
+import torch
+
+GATE_NAMES: Final = (
+    "false",
+    "a and b",
+    "a and not b",
+    "a",
+    "not a and b",
+    "b",
+    "a xor b",
+    "a or b",
+    "a nor b",
+    "a xnor b",
+    "not b",
+    "b implies a",
+    "not a",
+    "a implies b",
+    "a nand b",
+    "true",
+)
+
+NUM_GATES: Final = 16
+GATE_A: Final = 3  # "a": the gate that residual initialisation favours
+
+
+def truth_row(gate: int) -> tuple[int, int, int, int]:
+    """Outputs of a gate for (a, b) = (0,0), (0,1), (1,0), (1,1): the gate's number read as a binary word."""
+    return (gate >> 3) & 1, (gate >> 2) & 1, (gate >> 1) & 1, gate & 1
+
+
+def _coefficients(gate: int) -> tuple[int, int, int, int]:
+    f00, f01, f10, f11 = truth_row(gate)
+    return f00, f10 - f00, f01 - f00, f11 - f10 - f01 + f00
+
+
+# (16, 4): row g holds (c0, c1, c2, c3) of gate g.
+GATE_TABLE: Final = torch.tensor([_coefficients(g) for g in range(NUM_GATES)], dtype=torch.float32)

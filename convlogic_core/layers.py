@@ -1,0 +1,285 @@
+"""The layers of logic networks, drop-in for the field's code (difflogic, lkorinek/convlogic).
+
+In training mode a layer is soft, in eval mode discrete; `soft_evaluation` evaluates softly.
+Shapes: B/N batch, C input channels, H W image, K output channels (kernels), L = 2**tree_depth leaves, G = L - 1 gates,
+P logits a gate (16, or 4 for "iwp").
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from . import parametrization as gates_of
+from .ops import logic_dense, logic_tree
+from .ops.backend import check_implementation
+from .wiring import dense_connections, tree_selection
+
+
+class _LogicModule(nn.Module):
+    """What dense and convolutional logic share: logits, their discretization, and gradient scaling."""
+
+    weights: nn.Parameter
+
+    def __init__(self, implementation: str | None, grad_factor: float, parametrization: str) -> None:
+        super().__init__()
+        self.implementation = check_implementation(implementation)
+        self.grad_factor = grad_factor
+        self.parametrization = gates_of.check_parametrization(parametrization)
+        self.soft_in_eval = False
+
+    def coefficients(self) -> Tensor:
+        """(..., 4) coefficients of this layer's gates: soft in training, discrete in eval mode."""
+        if self.training or self.soft_in_eval:
+            return gates_of.soft_coefficients(self.weights, self.parametrization)
+        return gates_of.discrete_coefficients(self.weights, self.parametrization)
+
+    def gates(self) -> Tensor:
+        """(...,) int64 numbers of the discrete gates."""
+        return gates_of.discrete_gates(self.weights, self.parametrization)
+
+    def _scale_gradient(self, x: Tensor) -> Tensor:
+        if self.grad_factor == 1.0 or not x.requires_grad:
+            return x
+        scaled = x * self.grad_factor
+        return scaled + (x - scaled).detach()
+
+    # lkorinek/convlogic's CUDA layers also save their fan-out lists, which follow from the wiring.
+    _derived_buffers = ("given_x_indices_of_y_start", "given_x_indices_of_y")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self._derived_buffers:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def soft_evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model, in eval mode, computes the soft network of the same weights.
+
+    Modes are restored on exit. Usage: `with torch.no_grad(), soft_evaluation(model): y = model(x)`.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    layers = [module for module in model.modules() if isinstance(module, _LogicModule)]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.soft_in_eval = True
+        yield model
+    finally:
+        for layer in layers:
+            layer.soft_in_eval = False
+        for module, training in modes:
+            module.training = training
+
+
+class LogicLayer(_LogicModule):
+    """Dense logic: every output is one gate of two inputs, wired at random. (B, in_dim) -> (B, out_dim).
+
+    Source: Petersen et al. 2022, "Deep Differentiable Logic Gate Networks".
+
+    Args:
+        in_dim, out_dim: features in and out; 2*out_dim >= in_dim, so that every input can be used.
+        grad_factor: the gradient towards the input is multiplied by this (2.0 helps nets deeper than six layers).
+        implementation: None/"auto", "cuda", "cpu" or "python", see `convlogic_core.ops`.
+        connections: "random" (a permutation, every input used) or "unique" (no pair of inputs twice).
+        residual_init: start near the gate "a" instead of at random.
+        parametrization: "softmax" or "iwp".
+        seed: of wiring and weights; None draws from torch's global generator.
+
+    State: parameter `weights` (out_dim, P), buffers `indices_0`, `indices_1` (out_dim,) int64.
+
+    Raises:
+        ValueError: sizes, wiring or names that cannot be.
+    """
+
+    indices_0: Tensor
+    indices_1: Tensor
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        grad_factor: float = 1.0,
+        implementation: str | None = None,
+        connections: str = "random",
+        residual_init: bool = False,
+        parametrization: str = "softmax",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(implementation, grad_factor, parametrization)
+        if in_dim < 1 or out_dim < 1:
+            raise ValueError(f"LogicLayer needs at least one input and one output, got in_dim={in_dim}, {out_dim=}")
+        self.in_dim, self.out_dim, self.connections = in_dim, out_dim, connections
+        generator = _generator(seed)
+        logits = gates_of.initial_logits((out_dim,), parametrization, residual_init, generator)
+        self.weights = nn.Parameter(logits)
+        a, b = dense_connections(in_dim, out_dim, connections, generator)
+        self.register_buffer("indices_0", a)
+        self.register_buffer("indices_1", b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) -> (B, out_dim), batch-innermost where the native op ran."""
+        if x.ndim != 2 or x.shape[1] != self.in_dim:
+            raise ValueError(f"LogicLayer expects (batch, {self.in_dim}), got {tuple(x.shape)}")
+        x = self._scale_gradient(x)
+        return logic_dense(x, self.indices_0, self.indices_1, self.coefficients(), self.implementation)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_dim}, {self.out_dim}, {self.parametrization}, {'train' if self.training else 'eval'}"
+
+
+class ConvLogicLayer(_LogicModule):
+    """Convolutional logic: a binary tree of gates slides over the image, then OR-pooling. (N, C, H, W) -> (N, K, H', W').
+
+    H' = floor(((H + 2*padding - kernel) // stride + 1) / pool), W' alike. Source: Petersen et al. 2024,
+    "Convolutional Differentiable Logic Gate Networks", arXiv 2411.04732, section 3.
+
+    Args:
+        in_channels, out_channels: C and K.
+        stride, padding, kernel: an int or (rows, columns); zero padding; kernel at most 255.
+        groups: a kernel of output group g reads only channels of input group g.
+        selection: (K, L) int32 wiring, channel<<16 | row<<8 | column; None draws it.
+        residual_init: start near the gate "a" instead of at random.
+        implementation: None/"auto", "cuda", "cpu" or "python", see `convlogic_core.ops`.
+        grad_factor: the gradient towards the input is multiplied by this.
+        complete: the whole tree. The original's complete=False (leaf gates alone) is refused: use tree_depth and pool.
+        tree_depth: 1 to 4; the tree reads 2**tree_depth leaves.
+        pool: side and stride of the max pooling (OR on bits); 1 is none. Odd sizes floor.
+        parametrization: "softmax" or "iwp".
+        seed: of wiring and weights; None draws from torch's global generator.
+
+    State: parameter `weights` (K, G, P), gates level by level from the leaves; buffer `selection` (K, L) int32.
+
+    Raises:
+        ValueError: sizes, wiring or names that cannot be.
+    """
+
+    selection: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 1,
+        kernel: int | tuple[int, int] = 3,
+        groups: int = 1,
+        selection: Tensor | None = None,
+        residual_init: bool = False,
+        implementation: str | None = None,
+        grad_factor: float = 1.0,
+        complete: bool = True,
+        tree_depth: int = 3,
+        pool: int = 2,
+        parametrization: str = "softmax",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(implementation, grad_factor, parametrization)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.stride, self.padding, self.kernel = _pair(stride), _pair(padding), _pair(kernel)
+        self.tree_depth, self.pool = tree_depth, pool
+        self._check(complete)
+        generator = _generator(seed)
+        num_leaves = 2**tree_depth
+        self.weights = nn.Parameter(
+            gates_of.initial_logits((out_channels, num_leaves - 1), parametrization, residual_init, generator)
+        )
+        if selection is None:
+            selection = tree_selection(in_channels, out_channels, self.kernel, groups, tree_depth, generator)
+        else:
+            self._check_selection(selection, num_leaves)
+        self.register_buffer("selection", selection.to(torch.int32))
+
+    def _check(self, complete: bool) -> None:
+        if not complete:
+            raise ValueError("complete=False (leaf gates alone) does not exist here: use tree_depth=1 and pool=1")
+        if self.tree_depth not in (1, 2, 3, 4):
+            raise ValueError(f"tree_depth={self.tree_depth} is not 1, 2, 3 or 4")
+        if self.pool not in (1, 2):
+            raise ValueError(f"pool={self.pool} is neither 1 (none) nor 2")
+        if not 1 <= self.groups <= min(self.in_channels, self.out_channels):
+            raise ValueError(
+                f"groups={self.groups} must be between 1 and the fewer of "
+                f"in_channels={self.in_channels} and out_channels={self.out_channels}"
+            )
+        if self.in_channels > 1 << 15:
+            raise ValueError(f"in_channels={self.in_channels} exceeds {1 << 15}, the most a selection can name")
+        if min(self.kernel) < 1 or max(self.kernel) > 255 or min(self.stride) < 1 or min(self.padding) < 0:
+            raise ValueError(
+                f"kernel={self.kernel} must be 1 to 255, stride={self.stride} at least 1, padding={self.padding} "
+                "at least 0"
+            )
+
+    def _check_selection(self, selection: Tensor, num_leaves: int) -> None:
+        if selection.shape != (self.out_channels, num_leaves):
+            raise ValueError(
+                f"selection has shape {tuple(selection.shape)}, expected (out_channels, 2**tree_depth) = "
+                f"({self.out_channels}, {num_leaves})"
+            )
+        channel, row, column = selection >> 16, (selection >> 8) & 0xFF, selection & 0xFF
+        for name, value, limit in (
+            ("channel", channel, self.in_channels),
+            ("row", row, self.kernel[0]),
+            ("column", column, self.kernel[1]),
+        ):
+            if int(value.min()) < 0 or int(value.max()) >= limit:
+                raise ValueError(f"selection names {name} {int(value.max())}, the layer has {limit}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, H', W'), batch-innermost where the native op ran."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"ConvLogicLayer expects (batch, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        x = self._scale_gradient(x)
+        return logic_tree(
+            x,
+            self.selection,
+            self.coefficients(),
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            pool=self.pool,
+            implementation=self.implementation,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}, tree_depth={self.tree_depth}, pool={self.pool}, "
+            f"{self.parametrization}, {'train' if self.training else 'eval'}"
+        )
+
+
+class GroupSum(nn.Module):
+    """Class scores: (B, n) -> (B, k), sums of n/k consecutive outputs divided by tau.
+
+    On bits the sums are integers and often equal: the lowest class wins a tie.
+
+    Args:
+        k: number of classes; must divide n.
+        tau: softmax temperature. About c*sqrt(n/k) with c in 0.2 to 2.
+    """
+
+    def __init__(self, k: int, tau: float = 1.0) -> None:
+        super().__init__()
+        if k < 1 or not tau > 0:
+            raise ValueError(f"GroupSum needs k >= 1 and tau > 0, got k={k}, tau={tau}")
+        self.k, self.tau = k, tau
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % self.k:
+            raise ValueError(f"GroupSum cannot divide {x.shape[-1]} outputs among k={self.k} classes")
+        return x.unflatten(-1, (self.k, -1)).sum(-1) / self.tau
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, tau={self.tau}"
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _generator(seed: int | None) -> Generator | None:
+    return None if seed is None else Generator().manual_seed(seed)

@@ -1,0 +1,10 @@
+"""One op a file: the plain-PyTorch reference, the registered custom op, its fake and its gradient.
+
+`implementation` chooses: "python" is the reference itself; "cpu" is the native extension; "auto" takes the
+native extension where the tensor lies on a CPU and the extension was built, the reference everywhere else.
+"""
+
+from .logic_dense import logic_dense
+from .logic_tree import logic_tree
+
+__all__ = ["logic_dense", "logic_tree"]

@@ -1,0 +1,145 @@
+"""A layer of two-input gates over features: y[b, o] = c0 + c1*a + c2*b + c3*a*b.
+
+Shape letters: B batch, F input features, O gates.
+"""
+
+from typing import Any
+
+import torch
+
+from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+
+
+def reference_logic_dense(
+    x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    """The specification, in plain PyTorch. Arguments as in `logic_dense`."""
+    a, b = x.index_select(1, indices_0), x.index_select(1, indices_1)
+    c0, c1, c2, c3 = coefficients.unbind(-1)
+    return c0 + c1 * a + c2 * b + c3 * (a * b)
+
+
+def logic_dense(
+    x: torch.Tensor,
+    indices_0: torch.Tensor,
+    indices_1: torch.Tensor,
+    coefficients: torch.Tensor,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """Evaluate O gates, gate o on the features indices_0[o] and indices_1[o].
+
+    Args:
+        x: (B, F), any strides; batch-innermost (strides (1, B)) avoids a copy.
+        indices_0: (O,) int64, the feature that is a.
+        indices_1: (O,) int64, the feature that is b.
+        coefficients: (O, 4), columns c0..c3, the dtype of x.
+        implementation: "auto", "cpu", "cuda" or "python".
+
+    Returns:
+        (B, O); batch-innermost from the native kernel.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        IndexError: an index outside [0, F).
+    """
+    check_tensors("logic_dense", x, 2, coefficients)
+    num_gates = coefficients.shape[0]
+    for indices in (indices_0, indices_1):
+        if indices.shape != (num_gates,) or indices.dtype != torch.int64 or indices.device != x.device:
+            raise ValueError(
+                f"logic_dense needs indices of shape ({num_gates},), one a row of coefficients, int64, on {x.device}; "
+                f"got {tuple(indices.shape)}, {indices.dtype}, on {indices.device}"
+            )
+    if not use_native(implementation, x):
+        return reference_logic_dense(x, indices_0, indices_1, coefficients)
+    y: torch.Tensor = _forward(x, indices_0, indices_1, coefficients)
+    return y
+
+
+@torch.library.custom_op("convlogic::logic_dense", mutates_args=(), device_types="cpu")
+def _forward(
+    x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    x, coefficients = batch_innermost(x), coefficients.contiguous()
+    indices_0, indices_1 = indices_0.contiguous(), indices_1.contiguous()
+    y = batch_innermost_empty(x, coefficients.shape[0])
+    native().logic_dense_forward(
+        x=x.data_ptr(),
+        indices_0=indices_0.data_ptr(),
+        indices_1=indices_1.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        y=y.data_ptr(),
+        batch=x.shape[0],
+        features=x.shape[1],
+        gates=coefficients.shape[0],
+        itemsize=x.element_size(),
+        threads=torch.get_num_threads(),
+    )
+    return y
+
+
+@_forward.register_fake
+def _(
+    x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    return batch_innermost_empty(x, coefficients.shape[0])
+
+
+@torch.library.custom_op("convlogic::logic_dense_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    indices_0: torch.Tensor,
+    indices_1: torch.Tensor,
+    coefficients: torch.Tensor,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
+    grad_y, x, coefficients = batch_innermost(grad_y), batch_innermost(x), coefficients.contiguous()
+    indices_0, indices_1 = indices_0.contiguous(), indices_1.contiguous()
+    grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
+    grad_coefficients = torch.empty_like(coefficients)
+    batch, gates = grad_y.shape
+    partials = x.new_empty(native().num_batch_blocks(batch), gates, 4)
+    native().logic_dense_backward(
+        grad_y=grad_y.data_ptr(),
+        x=x.data_ptr(),
+        indices_0=indices_0.data_ptr(),
+        indices_1=indices_1.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        grad_x=grad_x.data_ptr() if needs_grad_x else 0,
+        grad_coefficients=grad_coefficients.data_ptr(),
+        partials=partials.data_ptr(),
+        batch=batch,
+        features=x.shape[1],
+        gates=gates,
+        itemsize=x.element_size(),
+        threads=torch.get_num_threads(),
+    )
+    return grad_x, grad_coefficients
+
+
+@_backward.register_fake
+def _(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    indices_0: torch.Tensor,
+    indices_1: torch.Tensor,
+    coefficients: torch.Tensor,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
+    return grad_x, x.new_empty(coefficients.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    needs_grad_x = ctx.needs_input_grad[0]
+    grad_x, grad_coefficients = _backward(grad_y, *ctx.saved_tensors, needs_grad_x)
+    return grad_x if needs_grad_x else None, None, None, grad_coefficients
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

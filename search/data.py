@@ -1,0 +1,211 @@
+"""Datasets: training, validation and, apart from them, test images as bytes.
+
+A new dataset is a function that reads one official split, and its line in `SOURCES`.
+Shapes: N images, C channels, H height, W width.
+"""
+
+import contextlib
+import gzip
+import http.client
+import io
+import math
+import os
+import socket
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.errors import Failure, UsageError
+
+SPLIT_SEED = 20_241_112
+DOWNLOAD_TIMEOUT_S = 15.0
+WAY_ON = "or go on with the bundled digits: --space digits_small"
+
+
+@dataclass(frozen=True)
+class Images:
+    """images (N, C, H, W) uint8 and labels (N,) int64, in the same order."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> "Images":
+        return Images(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a search and a final training may learn and choose from; the test set is not here (see `load_test`)."""
+
+    name: str
+    num_classes: int
+    train: Images
+    validation: Images
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from: `read(root, is_test)` gives one official split, as it stands."""
+
+    num_classes: int
+    num_validation: int
+    read: Callable[[Path, bool], Images]
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None, limit_train: int | None = None) -> Dataset:
+    """Training and validation images, split off the official training set by a fixed seed, each class in proportion.
+
+    Args:
+        name: one of `SOURCES`.
+        data_dir: torchvision's root; None means the environment's CONVLOGIC_DATA, else "data".
+        limit_train: keep only the first so many training images (they are in a fixed random order); the validation
+            images stay the same.
+
+    Raises:
+        UsageError: unknown `name`, or `limit_train` below the number of classes or above the training set.
+        Failure: the files are damaged, or absent and not to be downloaded.
+    """
+    source = _source(name)
+    train, validation = _split(source.read(_root(data_dir), False), source.num_validation)
+    if limit_train is not None:
+        if not source.num_classes <= limit_train <= len(train):
+            raise UsageError(
+                f"a limit of {limit_train} training images: {name} has {len(train)} of {source.num_classes} classes; "
+                f"choose {source.num_classes} to {len(train)}"
+            )
+        train = Images(train.images[:limit_train], train.labels[:limit_train])
+    return Dataset(name, source.num_classes, train, validation)
+
+
+def load_test(name: str, data_dir: str | Path | None = None) -> Images:
+    """The official test set, for the final figure only. Arguments and errors as in `load_dataset`."""
+    return _source(name).read(_root(data_dir), True)
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UsageError(f"no dataset {name!r}: choose one of {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _root(data_dir: str | Path | None) -> Path:
+    return Path(data_dir or os.environ.get("CONVLOGIC_DATA") or "data").expanduser()
+
+
+def _split(images: Images, num_held: int) -> tuple[Images, Images]:
+    """(rest, held), each shuffled; `num_held` images are held back, each class in proportion to within one image."""
+    # RandomState, not default_rng: NumPy promises its stream for good, so the split outlives upgrades.
+    rng = np.random.RandomState(SPLIT_SEED)
+    num_images = len(images)
+    order = rng.permutation(num_images)
+    by_class = order[np.argsort(images.labels[order], kind="stable")]
+    is_held = np.zeros(num_images, dtype=bool)
+    is_held[np.arange(num_held) * num_images // num_held] = True
+    return images.take(rng.permutation(by_class[~is_held])), images.take(rng.permutation(by_class[is_held]))
+
+
+def _read_digits(root: Path, is_test: bool) -> Images:
+    """scikit-learn's 1,797 digits, which have no official test split: 300 of them are set apart here."""
+    del root  # bundled with scikit-learn
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    # 0..16 to 0..255, then 8x8 to 24x24 with a border of two zeros: every MNIST architecture fits.
+    small = ((pixels.reshape(-1, 1, 8, 8).astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
+    images = np.pad(small.repeat(3, axis=2).repeat(3, axis=3), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    training, test = _split(Images(images, labels.astype(np.int64)), 300)
+    return test if is_test else training
+
+
+def _read_mnist(folder_name: str, root: Path, is_test: bool) -> Images:
+    """A dataset in MNIST's files, by torchvision's class and folder name; only the asked split is opened."""
+    folder = root / folder_name / "raw"
+    prefix, num_images = ("t10k", 10_000) if is_test else ("train", 60_000)
+    names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    if None in (_find(folder, name) for name in names):
+        _download(folder_name, root)
+    images = _read_idx(folder, names[0], (num_images, 28, 28))
+    labels = _read_idx(folder, names[1], (num_images,)).astype(np.int64)
+    if labels.max() > 9:
+        raise Failure(f"{folder / names[1]} has the label {labels.max()}: classes are 0 to 9; replace it, {WAY_ON}")
+    return Images(images[:, None], labels)
+
+
+SOURCES = {
+    "digits": Source(num_classes=10, num_validation=300, read=_read_digits),
+    "mnist": Source(num_classes=10, num_validation=10_000, read=partial(_read_mnist, "MNIST")),
+    "fashion_mnist": Source(num_classes=10, num_validation=10_000, read=partial(_read_mnist, "FashionMNIST")),
+}
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file as torchvision unpacks it or, failing that, as it is published."""
+    # Not torchvision's own readers: they need every file unpacked, the test set too, and two seconds of imports.
+    return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)
+
+
+def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An IDX file of bytes (0, 0, 8, the number of dimensions; big-endian sizes; the bytes), of exactly `shape`."""
+    path = _find(folder, name) or folder / name
+    remedy = f"delete it to have it downloaded again, {WAY_ON}"
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise Failure(f"{path} cannot be read ({_one_line(error)}): {remedy}") from error
+    header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    size_bytes = len(header) + math.prod(shape)
+    if len(content) != size_bytes or not content.startswith(header):
+        raise Failure(
+            f"{path} is damaged or another file ({len(content)} bytes of content; {size_bytes} make an IDX file "
+            f"of shape {shape}): {remedy}"
+        )
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
+
+
+def _download(folder_name: str, root: Path) -> None:
+    """Have torchvision fetch the dataset beside `root`'s own folder, then move the whole files in."""
+    folder = root / folder_name / "raw"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as staging:
+            with _silent_and_impatient():
+                from torchvision import datasets
+
+                getattr(datasets, folder_name)(staging, download=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted((Path(staging) / folder_name / "raw").iterdir()):
+                if not (folder / path.name).exists():
+                    path.replace(folder / path.name)
+    except (OSError, EOFError, RuntimeError, ImportError, http.client.HTTPException) as error:
+        raise Failure(
+            f"{folder} lacks files of {folder_name}, which cannot be downloaded ({_one_line(error)}): put the four "
+            f"*-ubyte.gz files there (--data-dir or CONVLOGIC_DATA names the folder above {folder_name}), {WAY_ON}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent_and_impatient() -> Iterator[None]:
+    """No progress bar, and no waiting for ever on a network that swallows packets."""
+    timeout_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout_s)
+
+
+def _one_line(error: BaseException) -> str:
+    """The end of a message: torchvision lists the mirrors it tried, and the last line says what went wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

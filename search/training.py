@@ -1,0 +1,246 @@
+"""One training loop, for trials and for final training. Needs PyTorch alone.
+
+Everything random follows from (seed, epoch): a run restored from a checkpoint goes on bit for bit as if never stopped.
+Shapes: N images, C planes (channels * thresholds), H W image.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from convlogic_core import ModelSpec, build_model, num_parameters, soft_evaluation
+from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
+from convlogic_core.model import conv_shapes
+from spaces.candidate import Candidate, DataSpec
+
+from .data import Dataset, Images
+from .errors import Failure
+
+EVALUATION_BATCH = 1000
+
+
+class Diverged(Exception):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch measured. Accuracies are fractions of the whole validation set; gap is soft - discrete."""
+
+    epoch: int
+    loss: float
+    acc_soft: float
+    acc_discrete: float
+    images_per_second: float
+    timestamp_ms: int
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names they are logged by."""
+        return {
+            "train/loss": self.loss,
+            "val/acc_soft": self.acc_soft,
+            "val/acc_discrete": self.acc_discrete,
+            "val/gap": self.acc_soft - self.acc_discrete,
+            "images_per_second": self.images_per_second,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A split as binary planes on the training device: x (N, C, H, W) uint8 in {0, 1}, y (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """Training and validation planes, and the thresholds (channels, T) that made them, for test data later."""
+
+    train: Planes
+    validation: Planes
+    thresholds: Tensor
+
+
+def encode(images: Images, thresholds: Tensor, device: torch.device) -> Planes:
+    """Binary planes of some images."""
+    # the arrays may be read-only views of shared memory, which torch only reads here
+    x = torch.from_numpy(np.require(images.images, requirements="W"))
+    return Planes(thermometer_encode(x, thresholds).to(device), torch.tensor(images.labels).to(device))
+
+
+def encode_dataset(dataset: Dataset, spec: DataSpec, device: torch.device) -> EncodedDataset:
+    """Thresholds from the training images, applied to training and validation."""
+    train = torch.from_numpy(np.require(dataset.train.images, requirements="W"))
+    thresholds = thermometer_thresholds(train, spec.num_thresholds, spec.threshold_kind)
+    return EncodedDataset(
+        encode(dataset.train, thresholds, device), encode(dataset.validation, thresholds, device), thresholds
+    )
+
+
+def accuracy(model: nn.Module, planes: Planes) -> float:
+    """Fraction of all images whose largest class score is the label's; of equal scores the lowest class counts.
+
+    The model computes as its mode says: discrete in eval mode, soft within `soft_evaluation`.
+    """
+    correct = torch.zeros((), dtype=torch.int64, device=planes.y.device)
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad():
+        for x, y in zip(planes.x.split(EVALUATION_BATCH), planes.y.split(EVALUATION_BATCH), strict=True):
+            correct += (model(x.to(dtype)).argmax(-1) == y).sum()
+    return int(correct) / len(planes.y)
+
+
+def soft_and_discrete_accuracy(model: nn.Module, planes: Planes) -> tuple[float, float]:
+    """Accuracy of the soft and of the discrete network of the same weights."""
+    model.eval()
+    with soft_evaluation(model):
+        soft = accuracy(model, planes)
+    return soft, accuracy(model, planes)
+
+
+class TrainingRun:
+    """A network in training: `run_epoch` until the budget is spent, `checkpoint` whenever one likes.
+
+    Args:
+        candidate: what to train.
+        data: its dataset, encoded, on the device to train on.
+        seed: of wiring, weights and data order.
+    """
+
+    def __init__(self, candidate: Candidate, data: EncodedDataset, seed: int) -> None:
+        self.candidate, self.data, self.seed = candidate, data, seed
+        self.epoch = 0
+        device = data.train.x.device
+        self.model = build_model(candidate.model, seed).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=candidate.train.lr,
+            weight_decay=candidate.train.weight_decay,
+            fused=True,
+        )
+
+    def run_epoch(self) -> EpochRecord:
+        """Train one epoch, evaluate on validation.
+
+        Raises:
+            Diverged: the loss became NaN or infinite.
+        """
+        start = time.perf_counter()
+        train, spec = self.data.train, self.candidate.train
+        num_images = len(train.y)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        order = torch.randperm(num_images, generator=generator).to(train.y.device)
+        steps = math.ceil(num_images / spec.batch_size)
+        total_loss = torch.zeros((), device=train.y.device)
+        self.model.train()
+        for step in range(steps):
+            batch = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(spec.lr, spec.decay_fraction, (self.epoch + step / steps) / spec.epochs)
+            loss = cross_entropy(self.model(train.x[batch].float()), train.y[batch])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total_loss += loss.detach() * len(batch)
+        mean_loss = float(total_loss) / num_images
+        duration_s = time.perf_counter() - start
+        if not math.isfinite(mean_loss):
+            raise Diverged(f"the loss is {mean_loss} in epoch {self.epoch + 1}: lr {spec.lr:g} is likely too high")
+        self.epoch += 1
+        soft, discrete = soft_and_discrete_accuracy(self.model, self.data.validation)
+        return EpochRecord(self.epoch, mean_loss, soft, discrete, num_images / duration_s, time.time_ns() // 1_000_000)
+
+    def checkpoint(self) -> bytes:
+        """Weights, wiring, optimizer state and position, as safetensors."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors["epoch"] = torch.tensor(self.epoch)
+        tensors["seed"] = torch.tensor(self.seed)
+        data: bytes = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
+        return data
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Go on where `checkpoint` was taken.
+
+        Raises:
+            Failure: not a checkpoint of this candidate.
+        """
+        try:
+            tensors = safetensors.torch.load(checkpoint)
+            if int(tensors["seed"]) != self.seed:
+                raise Failure(f"the checkpoint is of seed {int(tensors['seed'])}, this run has seed {self.seed}")
+            self.model.load_state_dict(_part(tensors, "model."))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimizer.").items():
+                number, _, key = name.partition(".")
+                state.setdefault(int(number), {})[key] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.epoch = int(tensors["epoch"])
+        except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise Failure(f"not a checkpoint of this configuration: {reason}") from error
+
+
+def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:
+    """Constant, then on a cosine to zero over the last `decay_fraction` of the budget; progress in [0, 1)."""
+    decayed = (progress - (1 - decay_fraction)) / decay_fraction if decay_fraction else 0.0
+    return lr if decayed <= 0 else lr * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for the data order of one epoch."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def check_memory(spec: ModelSpec, batch_size: int, num_runs: int = 1) -> None:
+    """Refuse a network that cannot fit before anything is allocated.
+
+    Raises:
+        Failure: a lower bound of what training needs exceeds the memory that is available.
+    """
+    needed = num_runs * training_bytes(spec, batch_size)
+    available = _available_bytes()
+    if available is not None and needed > available:
+        raise Failure(
+            f"training needs at least {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB of memory are available: "
+            f"lower k (it has {num_parameters(spec):,} parameters), batch_size={batch_size} or the number of workers"
+        )
+
+
+def training_bytes(spec: ModelSpec, batch_size: int) -> int:
+    """Least memory of a training step: weights, gradients and two moments, every layer's output and its gradient."""
+    features = math.prod(spec.input_shape) + sum(layer.out_dim for layer in spec.dense)
+    shape = spec.input_shape
+    for block in spec.conv:
+        shape = conv_shapes(block, shape).pooled
+        features += math.prod(shape)
+    return 16 * num_parameters(spec) + 8 * features * batch_size
+
+
+def _available_bytes() -> int | None:
+    """Memory that can still be had, where the system says (Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return kib.get("MemAvailable", 0) * 1024 or None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,70 @@
+"""Candidate: everything that defines one training run but its seed and the machine. Frozen and JSON-serialisable."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from convlogic_core import ModelSpec
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images, and how they become bits.
+
+    Args:
+        dataset: a name that `search.data` knows.
+        num_thresholds: thermometer thresholds a channel.
+        threshold_kind: "uniform" or "quantile" (of the training images).
+        limit_train: only the first n training images of the fixed split; None is all.
+    """
+
+    dataset: str
+    num_thresholds: int = 1
+    threshold_kind: str = "uniform"
+    limit_train: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How it is trained: AdamW on cross-entropy.
+
+    Args:
+        lr: learning rate.
+        batch_size: images a step.
+        epochs: the full budget.
+        weight_decay: AdamW's, on the logits.
+        decay_fraction: the last part of the full budget over which lr falls to zero on a cosine; before it lr is
+            constant, so that rungs compare like with like. 0 is no decay.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    lr: float
+    batch_size: int
+    epochs: int
+    weight_decay: float = 0.0
+    decay_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr={self.lr} must be a positive number")
+        if self.batch_size < 1 or self.epochs < 1:
+            raise ValueError(f"batch_size={self.batch_size} and epochs={self.epochs} must be at least 1")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay={self.weight_decay} must be a number of at least 0")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction={self.decay_fraction} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a space, resolved."""
+
+    data: DataSpec
+    model: ModelSpec
+    train: TrainSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings."""
+        return asdict(self)

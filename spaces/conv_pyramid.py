@@ -1,0 +1,89 @@
+"""The family of Petersen et al. 2024: logic conv blocks that triple the channels, then dense layers that halve.
+
+Block i has k * 3**i kernels of 2**tree_depth leaves and 2x2 OR-pooling; the first is unpadded, the others keep the size.
+Dense widths halve down to num_classes * outputs_per_class, widened where the first could not read all its inputs.
+"""
+
+import math
+from collections.abc import Mapping
+
+from convlogic_core import ConvSpec, DenseSpec, ModelSpec
+
+from .candidate import Candidate, DataSpec, TrainSpec
+from .space import Choice, InputInfo, Parameter, Range, Value
+
+
+def parameters(k: Range, outputs_per_class: Range, batch_sizes: tuple[int, ...]) -> tuple[Parameter, ...]:
+    """The family's parameters; rates lie where each parametrization was seen to learn."""
+    return (
+        Parameter("k", k),
+        Parameter("num_blocks", Choice((2, 3))),
+        Parameter("kernel_1", Choice((3, 5, 7))),
+        Parameter("kernel_2", Choice((3, 5, 7))),
+        Parameter("kernel_3", Choice((3, 5, 7)), when=("num_blocks", (3,))),
+        Parameter("tree_depth", Choice((2, 3))),
+        Parameter("num_dense", Range(1, 3)),
+        Parameter("outputs_per_class", outputs_per_class),
+        Parameter("dense_residual", Choice((True, False))),
+        Parameter("tau_c", Range(0.2, 2.0, log=True)),
+        Parameter("parametrization", Choice(("softmax", "iwp"))),
+        Parameter("lr", Range(0.005, 0.05, log=True), when=("parametrization", ("softmax",))),
+        Parameter("lr_iwp", Range(0.02, 0.3, log=True), when=("parametrization", ("iwp",))),
+        Parameter("weight_decay", Choice((0.0, 0.0005, 0.002))),
+        Parameter("batch_size", Choice(batch_sizes)),
+        Parameter("decay_fraction", Choice((0.0, 0.4))),
+    )
+
+
+def build(params: Mapping[str, Value], data: DataSpec, info: InputInfo, epochs: int) -> Candidate:
+    """The candidate of one set of parameters.
+
+    Raises:
+        ValueError: the image is too small for the blocks.
+    """
+
+    def number(name: str) -> float:
+        return float(params[name])
+
+    def integer(name: str) -> int:
+        return int(params[name])
+
+    channels, rows, columns = info.image_shape
+    k, tree_depth = integer("k"), integer("tree_depth")
+    conv = tuple(
+        ConvSpec(
+            out_channels=k * 3**i,
+            kernel=integer(f"kernel_{i + 1}"),
+            padding=0 if i == 0 else integer(f"kernel_{i + 1}") // 2,
+            tree_depth=tree_depth,
+        )
+        for i in range(integer("num_blocks"))
+    )
+    input_shape = (channels * data.num_thresholds, rows, columns)
+    flat = ModelSpec(input_shape, conv, (), num_classes=1, tau=1.0).flat_features
+    num_dense = integer("num_dense")
+    # the first dense layer has outputs_per_class * 2**(num_dense - 1) gates a class and must read all `flat` features
+    narrowest = math.ceil(flat / (2**num_dense * info.num_classes))
+    outputs_per_class = max(integer("outputs_per_class"), narrowest)
+    residual = bool(params["dense_residual"])
+    dense = tuple(
+        DenseSpec(info.num_classes * outputs_per_class * 2**i, residual_init=residual)
+        for i in reversed(range(num_dense))
+    )
+    parametrization = str(params["parametrization"])
+    model = ModelSpec(
+        input_shape=input_shape,
+        conv=conv,
+        dense=dense,
+        num_classes=info.num_classes,
+        tau=round(number("tau_c") * math.sqrt(outputs_per_class), 6),
+        parametrization=parametrization,
+    )
+    train = TrainSpec(
+        lr=number("lr" if parametrization == "softmax" else "lr_iwp"),
+        batch_size=integer("batch_size"),
+        epochs=epochs,
+        weight_decay=number("weight_decay"),
+        decay_fraction=number("decay_fraction"),
+    )
+    return Candidate(data, model, train)

@@ -1,0 +1,24 @@
+"""Spaces on scikit-learn's bundled digits: a search that needs no download and ends in minutes."""
+
+from typing import Final
+
+from . import conv_pyramid
+from .candidate import DataSpec
+from .mnist import PUBLISHED_MNIST_S
+from .space import Budget, Known, Range, Space
+
+DIGITS_SMALL: Final = Space(
+    name="digits_small",
+    description="scikit-learn's bundled digits shown as 28x28: seconds a trial, no download",
+    data=DataSpec("digits", num_thresholds=3),
+    parameters=conv_pyramid.parameters(Range(4, 32, log=True), Range(16, 512, log=True), (32, 64, 128)),
+    build=conv_pyramid.build,
+    known=(
+        Known(
+            "published mnist_s, batch 128",
+            "Petersen et al. 2024, arXiv 2411.04732; batch 512 is half an epoch of these 1,197 images",
+            PUBLISHED_MNIST_S | {"batch_size": 128},
+        ),
+    ),
+    budget=Budget(epochs=81),
+)
