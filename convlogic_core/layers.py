@@ -52,7 +52,7 @@ class _LogicModule(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self._derived_buffers:
             state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @contextmanager
@@ -132,7 +132,9 @@ class LogicLayer(_LogicModule):
 
 
 class ConvLogicLayer(_LogicModule):
-    """Convolutional logic: a binary tree of gates slides over the image, then OR-pooling. (N, C, H, W) -> (N, K, H', W').
+    """Convolutional logic: a binary tree of gates slides over the image, then OR-pooling.
+
+    (N, C, H, W) -> (N, K, H', W').
 
     H' = floor(((H + 2*padding - kernel) // stride + 1) / pool), W' alike. Source: Petersen et al. 2024,
     "Convolutional Differentiable Logic Gate Networks", arXiv 2411.04732, section 3.
@@ -271,7 +273,8 @@ class GroupSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.k:
             raise ValueError(f"GroupSum cannot divide {x.shape[-1]} outputs among k={self.k} classes")
-        return x.unflatten(-1, (self.k, -1)).sum(-1) / self.tau
+        sums: Tensor = x.unflatten(-1, (self.k, -1)).sum(-1)
+        return sums / self.tau
 
     def extra_repr(self) -> str:
         return f"k={self.k}, tau={self.tau}"

@@ -5,7 +5,7 @@ Shapes: C channels, H W image, K kernels of a block, G gates of a tree.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from torch import nn
 
@@ -13,8 +13,14 @@ from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .parametrization import check_parametrization
 
 
+class Strict:
+    """Base of everything that is read from files: pydantic, where it reads one, refuses unknown fields."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
 @dataclass(frozen=True)
-class ConvSpec:
+class ConvSpec(Strict):
     """One block: logic convolution, tree and OR-pooling. See `ConvLogicLayer`."""
 
     out_channels: int
@@ -28,7 +34,7 @@ class ConvSpec:
 
 
 @dataclass(frozen=True)
-class DenseSpec:
+class DenseSpec(Strict):
     """One dense layer. See `LogicLayer`."""
 
     out_dim: int
@@ -37,7 +43,7 @@ class DenseSpec:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Strict):
     """A logic network: blocks, then dense layers, then class sums.
 
     Args:
@@ -137,7 +143,7 @@ def raw_gates(spec: ModelSpec) -> int:
 
 def num_parameters(spec: ModelSpec) -> int:
     """Trainable logits."""
-    gates = sum(block.out_channels * (2**block.tree_depth - 1) for block in spec.conv)
+    gates: int = sum(block.out_channels * (2**block.tree_depth - 1) for block in spec.conv)
     gates += sum(layer.out_dim for layer in spec.dense)
     return gates * (16 if spec.parametrization == "softmax" else 4)
 

@@ -71,9 +71,9 @@ def tree_selection(
     """The leaves of every kernel's tree: (K, L) int32, channel<<16 | row<<8 | column.
 
     A kernel draws two input channels of its group, with replacement (two different ones for a 1x1 kernel); each leaf
-    takes one of the two, with row and column uniform in the window. The two leaves of one gate are never the same (channel, row, column), except where
-    a 1x1 kernel on one channel leaves no choice. Source: Petersen et al. 2024, arXiv 2411.04732, section 3.1;
-    packing as in lkorinek/convlogic.
+    takes one of the two, with row and column uniform in the window. The two leaves of one gate are never the same
+    (channel, row, column), except where a 1x1 kernel on one channel leaves no choice. Source: Petersen et al. 2024,
+    arXiv 2411.04732, section 3.1; packing as in lkorinek/convlogic.
     """
     num_leaves = 2**tree_depth
     rows, columns = kernel

@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from search.errors import Failure, UsageError
+from spaces.space import InputInfo
+
+from .errors import Failure, UsageError
 
 SPLIT_SEED = 20_241_112
 DOWNLOAD_TIMEOUT_S = 15.0
@@ -48,7 +50,7 @@ class Dataset:
     """What a search and a final training may learn and choose from; the test set is not here (see `load_test`)."""
 
     name: str
-    num_classes: int
+    info: InputInfo
     train: Images
     validation: Images
 
@@ -57,7 +59,7 @@ class Dataset:
 class Source:
     """Where a dataset comes from: `read(root, is_test)` gives one official split, as it stands."""
 
-    num_classes: int
+    info: InputInfo
     num_validation: int
     read: Callable[[Path, bool], Images]
 
@@ -78,13 +80,14 @@ def load_dataset(name: str, data_dir: str | Path | None = None, limit_train: int
     source = _source(name)
     train, validation = _split(source.read(_root(data_dir), False), source.num_validation)
     if limit_train is not None:
-        if not source.num_classes <= limit_train <= len(train):
+        num_classes = source.info.num_classes
+        if not num_classes <= limit_train <= len(train):
             raise UsageError(
-                f"a limit of {limit_train} training images: {name} has {len(train)} of {source.num_classes} classes; "
-                f"choose {source.num_classes} to {len(train)}"
+                f"a limit of {limit_train} training images: {name} has {len(train)} of {num_classes} classes; "
+                f"choose {num_classes} to {len(train)}"
             )
         train = Images(train.images[:limit_train], train.labels[:limit_train])
-    return Dataset(name, source.num_classes, train, validation)
+    return Dataset(name, source.info, train, validation)
 
 
 def load_test(name: str, data_dir: str | Path | None = None) -> Images:
@@ -134,17 +137,18 @@ def _read_mnist(folder_name: str, root: Path, is_test: bool) -> Images:
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     if None in (_find(folder, name) for name in names):
         _download(folder_name, root)
-    images = _read_idx(folder, names[0], (num_images, 28, 28))
     labels = _read_idx(folder, names[1], (num_images,)).astype(np.int64)
     if labels.max() > 9:
         raise Failure(f"{folder / names[1]} has the label {labels.max()}: classes are 0 to 9; replace it, {WAY_ON}")
-    return Images(images[:, None], labels)
+    return Images(_read_idx(folder, names[0], (num_images, 28, 28))[:, None], labels)
 
 
 SOURCES = {
-    "digits": Source(num_classes=10, num_validation=300, read=_read_digits),
-    "mnist": Source(num_classes=10, num_validation=10_000, read=partial(_read_mnist, "MNIST")),
-    "fashion_mnist": Source(num_classes=10, num_validation=10_000, read=partial(_read_mnist, "FashionMNIST")),
+    "digits": Source(InputInfo((1, 28, 28), 10), num_validation=300, read=_read_digits),
+    "mnist": Source(InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "MNIST")),
+    "fashion_mnist": Source(
+        InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "FashionMNIST")
+    ),
 }
 
 

@@ -76,18 +76,21 @@ class EncodedDataset:
 
 def encode(images: Images, thresholds: Tensor, device: torch.device) -> Planes:
     """Binary planes of some images."""
-    # the arrays may be read-only views of shared memory, which torch only reads here
-    x = torch.from_numpy(np.require(images.images, requirements="W"))
-    return Planes(thermometer_encode(x, thresholds).to(device), torch.tensor(images.labels).to(device))
+    planes = thermometer_encode(_as_tensor(images), thresholds)
+    return Planes(planes.to(device), torch.tensor(images.labels).to(device))
 
 
 def encode_dataset(dataset: Dataset, spec: DataSpec, device: torch.device) -> EncodedDataset:
     """Thresholds from the training images, applied to training and validation."""
-    train = torch.from_numpy(np.require(dataset.train.images, requirements="W"))
-    thresholds = thermometer_thresholds(train, spec.num_thresholds, spec.threshold_kind)
+    thresholds = thermometer_thresholds(_as_tensor(dataset.train), spec.num_thresholds, spec.threshold_kind)
     return EncodedDataset(
         encode(dataset.train, thresholds, device), encode(dataset.validation, thresholds, device), thresholds
     )
+
+
+def _as_tensor(images: Images) -> Tensor:
+    # torch warns of arrays it may not write, as those that Ray maps from its object store are
+    return torch.from_numpy(np.require(images.images, requirements="W"))
 
 
 def accuracy(model: nn.Module, planes: Planes) -> float:
@@ -141,7 +144,7 @@ class TrainingRun:
         start = time.perf_counter()
         train, spec = self.data.train, self.candidate.train
         num_images = len(train.y)
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         order = torch.randperm(num_images, generator=generator).to(train.y.device)
         steps = math.ceil(num_images / spec.batch_size)
         total_loss = torch.zeros((), device=train.y.device)
@@ -202,9 +205,9 @@ def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:
     return lr if decayed <= 0 else lr * (1 + math.cos(math.pi * decayed)) / 2
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for the data order of one epoch."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def derived_seed(seed: int, *path: int) -> int:
+    """A seed that follows from another and a number or more (trial, epoch); below 2**32."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
 
 
 def check_memory(spec: ModelSpec, batch_size: int, num_runs: int = 1) -> None:
@@ -217,7 +220,7 @@ def check_memory(spec: ModelSpec, batch_size: int, num_runs: int = 1) -> None:
     available = _available_bytes()
     if available is not None and needed > available:
         raise Failure(
-            f"training needs at least {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB of memory are available: "
+            f"training needs at least {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are available: "
             f"lower k (it has {num_parameters(spec):,} parameters), batch_size={batch_size} or the number of workers"
         )
 

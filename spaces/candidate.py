@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convlogic_core import ModelSpec
+from convlogic_core.encoding import ThresholdKind
+from convlogic_core.model import Strict
 
 
 @dataclass(frozen=True)
-class DataSpec:
+class DataSpec(Strict):
     """Which images, and how they become bits.
 
     Args:
@@ -20,12 +22,12 @@ class DataSpec:
 
     dataset: str
     num_thresholds: int = 1
-    threshold_kind: str = "uniform"
+    threshold_kind: ThresholdKind = "uniform"
     limit_train: int | None = None
 
 
 @dataclass(frozen=True)
-class TrainSpec:
+class TrainSpec(Strict):
     """How it is trained: AdamW on cross-entropy.
 
     Args:
@@ -58,7 +60,7 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Strict):
     """One point of a space, resolved."""
 
     data: DataSpec

@@ -1,6 +1,7 @@
 """The family of Petersen et al. 2024: logic conv blocks that triple the channels, then dense layers that halve.
 
-Block i has k * 3**i kernels of 2**tree_depth leaves and 2x2 OR-pooling; the first is unpadded, the others keep the size.
+Block i has k * 3**i kernels of 2**tree_depth leaves and 2x2 OR-pooling; the first is unpadded, the others keep the
+size.
 Dense widths halve down to num_classes * outputs_per_class, widened where the first could not read all its inputs.
 """
 

@@ -1,0 +1,80 @@
+"""Candidates from outside: stored JSON and exported YAML, validated strictly, never unpickled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from spaces.candidate import Candidate
+
+from .config import first_problem
+from .errors import UsageError
+
+FORMAT: Final = "convlogic-candidate"
+FORMAT_VERSION: Final = 1
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class CandidateFile:
+    """What `search.export` writes: a candidate, its seed, and where it came from.
+
+    Args:
+        candidate: enough, with the seed, to train it again.
+        seed: of wiring, weights and data order.
+        origin: study, trial, and what it measured; for people, not read again.
+    """
+
+    candidate: Candidate
+    seed: int
+    origin: dict[str, Any]
+
+
+_CANDIDATE = TypeAdapter(Candidate)
+_FILE = TypeAdapter(CandidateFile)
+
+
+def parse_candidate(stored: Mapping[str, Any], where: str) -> Candidate:
+    """A candidate from its JSON.
+
+    Raises:
+        UsageError: not a candidate; says what is wrong and where.
+    """
+    try:
+        return _CANDIDATE.validate_python(stored)
+    except ValidationError as error:
+        raise UsageError(f"{where} holds no valid configuration: {first_problem(error)}") from error
+
+
+def dump_candidate_file(file: CandidateFile) -> str:
+    """As YAML, with a header that says what it is and how to use it."""
+    body = {"format": FORMAT, "version": FORMAT_VERSION, **_FILE.dump_python(file, mode="json")}
+    header = "# A logic network and its training, found by search. Train it: python -m search.train THIS_FILE\n"
+    return header + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110)
+
+
+def load_candidate_file(path: Path) -> CandidateFile:
+    """Read an exported YAML.
+
+    Raises:
+        UsageError: missing, not YAML, or not such a file; one line with the way out.
+    """
+    way_out = "write one with `python -m search.export`"
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; {way_out}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML ({str(error).splitlines()[0]}); {way_out}") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise UsageError(f"{path} is not an exported configuration (no `format: {FORMAT}`); {way_out}")
+    if body.get("version") != FORMAT_VERSION:
+        raise UsageError(f"{path} has version {body.get('version')!r}, this program reads {FORMAT_VERSION}; {way_out}")
+    content = {name: value for name, value in body.items() if name not in ("format", "version")}
+    try:
+        return _FILE.validate_python(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {first_problem(error)}; {way_out}") from error

@@ -1,0 +1,32 @@
+"""How every command starts and ends: options by click, an error as one line, exit codes 0, 1, 2 and 130."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from .errors import Failure, UsageError
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command and leave the process: 2 for wrong usage, 1 for failure, 130 after Ctrl-C."""
+    try:
+        sys.exit(command.main(standalone_mode=False) or 0)
+    except (click.UsageError, UsageError) as error:
+        code, message = 2, error.format_message() if isinstance(error, click.UsageError) else str(error)
+    except Failure as error:
+        code, message = 1, str(error)
+    except (KeyboardInterrupt, click.Abort):
+        code, message = 130, "interrupted; what was stored is kept: the same command goes on from there"
+    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    sys.exit(code)
+
+
+def command(name: str, help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command named as it is typed."""
+    return click.command(
+        f"python -m search.{name}",
+        help=help_text,
+        context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
+    )

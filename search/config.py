@@ -1,0 +1,140 @@
+"""StudyConfig: everything the command line says about a study, validated once."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spaces import SPACES, Budget, Space
+
+from .data import SOURCES
+from .errors import UsageError
+
+STUDIES_DIR: Final = Path("studies")
+RESERVED_STUDIES: Final = ("results",)
+
+Objective = Literal["accuracy", "gates"]
+
+
+class StudyConfig(BaseModel):
+    """A study as it was asked for. Field by field the options of `python -m search.run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: str = "digits_small"
+    study: str = ""
+    storage: str = ""
+    data: str = ""
+    data_dir: str | None = None
+    trials: int = Field(20, ge=1)
+    timeout_s: float | None = Field(None, gt=0)
+    workers: int = Field(0, ge=0)
+    gpus_per_trial: float | None = Field(None, ge=0)
+    executor: Literal["ray", "inline"] = "ray"
+    objectives: tuple[Objective, ...] = ("accuracy", "gates")
+    max_gates: int | None = Field(None, ge=1)
+    sampler: Literal["tpe", "random"] = "tpe"
+    seed: int = Field(0, ge=0, lt=2**32)
+    epochs: int | None = Field(None, ge=1)
+    limit_train: int | None = Field(None, ge=1)
+    tracking_uri: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What follows from other options: the study's name from the space's, the storage from the study's."""
+        space = values.get("space") or "digits_small"
+        study = values.get("study") or space
+        storage = values.get("storage") or default_storage(study)
+        return {**values, "space": space, "study": study, "storage": storage}
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudyConfig":
+        if self.space not in SPACES:
+            raise ValueError(f"unknown space {self.space!r}: choose one of {', '.join(SPACES)}")
+        if self.data and self.data not in SOURCES:
+            raise ValueError(f"unknown dataset {self.data!r}: choose one of {', '.join(SOURCES)}")
+        check_study_name(self.study)
+        if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
+            raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
+        if "://" not in self.storage:
+            raise ValueError(f"storage {self.storage!r} is not a URL: write sqlite:///FILE or postgresql://...")
+        return self
+
+    @property
+    def search_space(self) -> Space:
+        return SPACES[self.space]
+
+    @property
+    def dataset(self) -> str:
+        return self.data or self.search_space.data.dataset
+
+    @property
+    def budget(self) -> Budget:
+        return self.search_space.budget.with_epochs(self.epochs)
+
+    @property
+    def folder(self) -> Path:
+        """Where the study keeps what does not go into the storage: checkpoints."""
+        return STUDIES_DIR / self.study
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay as it is for trials to be comparable: a study resumes only with the same."""
+        return {
+            "space": self.space,
+            "dataset": self.dataset,
+            "limit_train": self.limit_train,
+            "epochs": self.budget.epochs,
+            "objectives": list(self.objectives),
+            "seed": self.seed,
+            "parameters": self.search_space.fingerprint(),
+        }
+
+
+def default_storage(study: str) -> str:
+    """URL of a study's own sqlite file."""
+    return f"sqlite:///{STUDIES_DIR / study / 'study.db'}"
+
+
+def check_study_name(name: str) -> str:
+    """The name itself: it becomes a folder and an MLflow experiment.
+
+    Raises:
+        ValueError: not 1 to 64 letters, digits, dots, dashes and underscores, or reserved.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(
+            f"study name {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    if name in RESERVED_STUDIES:
+        raise ValueError(f"study name {name!r} is reserved: choose another")
+    return name
+
+
+def study_config(**options: Any) -> StudyConfig:
+    """A validated configuration.
+
+    Raises:
+        UsageError: the first thing wrong, in one line.
+    """
+    try:
+        return StudyConfig(**options)
+    except ValidationError as error:
+        raise UsageError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation in one line: where, what, and the value."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"{where}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

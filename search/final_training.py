@@ -1,0 +1,176 @@
+"""Final training: full budget, one seed or several, then, once, the test set. One self-sufficient folder a seed."""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from convlogic_core import raw_gates
+
+from .candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
+from .checkpoints import write_atomically
+from .data import load_dataset, load_test
+from .errors import Failure, UsageError
+from .training import (
+    Diverged,
+    EncodedDataset,
+    EpochRecord,
+    TrainingRun,
+    check_memory,
+    derived_seed,
+    encode,
+    encode_dataset,
+    soft_and_discrete_accuracy,
+)
+
+CHECKPOINT_EVERY_S: Final = 20.0
+REPORTED: Final = ("val/acc_soft", "val/acc_discrete", "test/acc_soft", "test/acc_discrete")
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """What one seed gave: metrics under their logged names, every epoch, and the folder."""
+
+    seed: int
+    metrics: dict[str, float]
+    records: tuple[EpochRecord, ...]
+    folder: Path
+
+
+def final_training(
+    file: CandidateFile, name: str, num_seeds: int, data_dir: str | None, output: Path, tracking_uri: str | None
+) -> list[FinalResult]:
+    """Train every seed, measure it on the test set, save, log to MLflow, print. A killed run goes on when repeated.
+
+    Raises:
+        UsageError: `output` holds another configuration's results.
+        Failure: data, memory, disk, or a loss that is not finite.
+    """
+    console = Console(highlight=False)
+    candidate = file.candidate
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        check_memory(candidate.model, candidate.train.batch_size)
+    seeds = [file.seed, *(derived_seed(file.seed, 1_000_000 + i) for i in range(1, num_seeds))]
+    folders = [_prepare_folder(output, replace(file, seed=seed)) for seed in seeds]
+    dataset = load_dataset(candidate.data.dataset, data_dir, candidate.data.limit_train)
+    data = encode_dataset(dataset, candidate.data, device)
+    results = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        finished = folder / "metrics.json"
+        if not finished.exists():
+            run, records = _train(console, file, seed, data, folder)
+            _save(run, records, data, folder, data_dir, device)
+        results.append(_load_result(seed, folder))
+        _print_result(console, results[-1])
+    if num_seeds > 1:
+        _print_summary(console, results)
+    _log(name, file, results, tracking_uri, console)
+    return results
+
+
+def _prepare_folder(output: Path, file: CandidateFile) -> Path:
+    """The seed's folder with its config.yaml in it."""
+    folder = output / f"seed_{file.seed}"
+    config = folder / "config.yaml"
+    if config.exists():
+        if load_candidate_file(config).candidate != file.candidate:
+            raise UsageError(f"{folder} holds results of another configuration: give -o another folder")
+    else:
+        write_atomically(config, dump_candidate_file(file).encode())
+    return folder
+
+
+def _train(
+    console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path
+) -> tuple[TrainingRun, list[EpochRecord]]:
+    """Up to the full budget, from the folder's checkpoint where there is one."""
+    checkpoint, history = folder / "checkpoint.safetensors", folder / "epochs.json"
+    epochs = file.candidate.train.epochs
+    run = TrainingRun(file.candidate, data, seed)
+    records: list[EpochRecord] = []
+    if checkpoint.exists() and history.exists():
+        run.restore(checkpoint.read_bytes())
+        records = [EpochRecord(**record) for record in json.loads(history.read_text())][: run.epoch]
+        console.print(f"seed {seed}: goes on after epoch {run.epoch}")
+    saved_at = time.monotonic()
+    while run.epoch < epochs:
+        try:
+            records.append(run.run_epoch())
+        except Diverged as error:
+            raise Failure(str(error)) from error
+        record = records[-1]
+        console.print(
+            f"seed {seed} epoch {record.epoch}/{epochs}: loss {record.loss:.4f}, validation discrete "
+            f"{record.acc_discrete:.2%}, soft {record.acc_soft:.2%}, {record.images_per_second:,.0f} images/s"
+        )
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S and run.epoch < epochs:
+            # history first: a kill between the two leaves a history that is longer, which is cut when read
+            write_atomically(history, json.dumps([r.to_json() for r in records]).encode())
+            write_atomically(checkpoint, run.checkpoint())
+            saved_at = time.monotonic()
+    return run, records
+
+
+def _save(
+    run: TrainingRun,
+    records: list[EpochRecord],
+    data: EncodedDataset,
+    folder: Path,
+    data_dir: str | None,
+    device: torch.device,
+) -> None:
+    """Weights, every epoch and, last, the metrics: a folder with metrics.json is finished."""
+    candidate = run.candidate
+    test = encode(load_test(candidate.data.dataset, data_dir), data.thresholds, device)
+    soft, discrete = soft_and_discrete_accuracy(run.model, test)
+    tensors = {name: value.contiguous() for name, value in run.model.state_dict().items()}
+    tensors["thresholds"] = data.thresholds
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_atomically(folder / "epochs.json", json.dumps([record.to_json() for record in records]).encode())
+    metrics = {
+        **records[-1].metrics(),
+        "test/acc_soft": soft,
+        "test/acc_discrete": discrete,
+        "gates/raw": raw_gates(candidate.model),
+    }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _load_result(seed: int, folder: Path) -> FinalResult:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    records = tuple(EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text()))
+    return FinalResult(seed, metrics, records, folder)
+
+
+def _print_result(console: Console, result: FinalResult) -> None:
+    m = result.metrics
+    console.print(
+        f"seed {result.seed}: test discrete {m['test/acc_discrete']:.2%}, soft {m['test/acc_soft']:.2%}; "
+        f"validation discrete {m['val/acc_discrete']:.2%}, soft {m['val/acc_soft']:.2%}; "
+        f"{m['gates/raw']:,} raw gates -> {result.folder}",
+        soft_wrap=True,
+    )
+
+
+def _print_summary(console: Console, results: list[FinalResult]) -> None:
+    console.print(f"\nover {len(results)} seeds, mean and standard deviation:")
+    for name in REPORTED:
+        values = [result.metrics[name] for result in results]
+        console.print(f"  {name:18} {statistics.mean(values):.2%} ± {100 * statistics.stdev(values):.2f}")
+
+
+def _log(
+    name: str, file: CandidateFile, results: list[FinalResult], tracking_uri: str | None, console: Console
+) -> None:
+    from .tracking import log_final_training
+
+    study = str(file.origin.get("study", name))
+    log_final_training(study, name, file, results, tracking_uri, lambda line: console.print(f"warning: {line}"))

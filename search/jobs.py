@@ -1,0 +1,63 @@
+"""The work of a worker: train one trial to its next rung. Shared by every executor; needs PyTorch alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from spaces.candidate import Candidate, DataSpec
+
+from .data import Dataset
+from .training import Diverged, EncodedDataset, EpochRecord, TrainingRun, check_memory, encode_dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train trial `trial` up to epoch `until_epoch`, from `checkpoint` or from the start."""
+
+    trial: int
+    candidate: Candidate
+    seed: int
+    until_epoch: int
+    checkpoint: bytes | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that cannot succeed by trying again. cause: "nan", "out of memory" or "error"."""
+
+    cause: str
+    message: str
+
+
+class JobRunner:
+    """Runs jobs on one device, keeping the encoded dataset from one to the next."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.dataset, self.device = dataset, device
+        self._encoded: dict[DataSpec, EncodedDataset] = {}
+
+    def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
+        """Every epoch's record as it is measured, then the checkpoint; or a `Failed` that ends it."""
+        try:
+            yield from self._run(job)
+        except Diverged as error:
+            yield Failed("nan", str(error))
+        except MemoryError as error:
+            yield Failed("out of memory", str(error) or "out of memory")
+        except Exception as error:
+            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+            yield Failed("out of memory" if out_of_memory else "error", f"{type(error).__name__}: {error}")
+
+    def _run(self, job: Job) -> Iterator[EpochRecord | bytes]:
+        if self.device.type == "cpu":
+            check_memory(job.candidate.model, job.candidate.train.batch_size)
+        spec = job.candidate.data
+        if spec not in self._encoded:
+            self._encoded = {spec: encode_dataset(self.dataset, spec, self.device)}
+        run = TrainingRun(job.candidate, self._encoded[spec], job.seed)
+        if job.checkpoint is not None:
+            run.restore(job.checkpoint)
+        while run.epoch < job.until_epoch:
+            yield run.run_epoch()
+        yield run.checkpoint()

@@ -1,0 +1,110 @@
+"""What a study found, for people: the ranked table, the front, what the search gained, what to type next."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from .rungs import front_numbers
+from .storage import TrialView
+
+MAX_RANKED = 10
+
+
+def best_trial(views: Sequence[TrialView], max_gates: int | None = None) -> TrialView | None:
+    """The complete trial of the highest discrete validation accuracy, the fewest gates breaking ties."""
+    fitting = [view for view in complete(views) if max_gates is None or gates(view) <= max_gates]
+    return ranked(fitting)[0] if fitting else None
+
+
+def complete(views: Sequence[TrialView]) -> list[TrialView]:
+    return [view for view in views if view.state == "complete"]
+
+
+def ranked(views: Sequence[TrialView]) -> list[TrialView]:
+    """Best accuracy first, then fewest gates."""
+    return sorted(views, key=lambda view: (-accuracy(view), gates(view), view.number))
+
+
+def front(views: Sequence[TrialView]) -> list[TrialView]:
+    """The complete trials that no other beats in both accuracy and gates, fewest gates first."""
+    candidates = complete(views)
+    if not candidates:
+        return []
+    numbers = front_numbers(np.array([(accuracy(view), -gates(view)) for view in candidates]))
+    members = [view for view, number in zip(candidates, numbers, strict=True) if number == 0]
+    return sorted(members, key=lambda view: (gates(view), view.number))
+
+
+def accuracy(view: TrialView) -> float:
+    value = view.acc_discrete
+    assert value is not None
+    return value
+
+
+def gates(view: TrialView) -> int:
+    value = view.raw_gates
+    assert value is not None
+    return value
+
+
+def describe(view: TrialView) -> str:
+    """The structure in a few words: k, kernels, tree depth, dense widths."""
+    candidate = view.candidate
+    if candidate is None:
+        return ""
+    model = candidate.model
+    kernels = "-".join(str(block.kernel) for block in model.conv)
+    depth = model.conv[0].tree_depth if model.conv else 0
+    dense = "-".join(str(layer.out_dim) for layer in model.dense)
+    return f"k={model.conv[0].out_channels} conv {kernels} depth {depth}, dense {dense}, {model.parametrization}"
+
+
+def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Table:
+    """One line a trial. Accuracies are discrete and soft, on validation, after the epochs stated."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name, justify in (("trial", "right"), ("discrete", "right"), ("soft", "right"), ("raw gates", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("epochs", justify="right")
+    table.add_column("network", overflow="fold")
+    for view in views:
+        epochs = str(view.epoch) if view.epoch == full_epochs else f"{view.epoch} of {full_epochs}"
+        table.add_row(
+            str(view.number),
+            f"{accuracy(view):.2%}",
+            f"{view.records[-1].acc_soft:.2%}",
+            f"{gates(view):,}",
+            epochs,
+            describe(view) + (f"  [{view.known}]" if view.known else ""),
+        )
+    return table
+
+
+def print_report(console: Console, study: str, views: Sequence[TrialView], full_epochs: int, next_steps: str) -> None:
+    """The whole report."""
+    states = [view.state for view in views]
+    counts = ", ".join(
+        f"{states.count(state)} {state}" for state in ("complete", "running", "failed", "rejected") if state in states
+    )
+    stopped = sum("stopped_at_rung" in view.attrs for view in views)
+    console.print(f"\nstudy {study}: {counts or 'no trials'}; {stopped} of them stopped early", highlight=False)
+    done = complete(views)
+    for view in views:
+        if view.state == "failed":
+            cause, message = view.attrs.get("cause", "unknown"), view.attrs.get("message", "")
+            console.print(f"  trial {view.number} failed ({cause}): {message}", highlight=False, markup=False)
+    if not done:
+        return
+    best = ranked(done)
+    console.print(trial_table("\nBest by discrete validation accuracy", best[:MAX_RANKED], full_epochs))
+    console.print(trial_table("\nFront: none is both better and smaller", front(views), full_epochs))
+    baseline = next((view for view in views if view.known and view.state == "complete"), None)
+    if baseline is not None and baseline is not best[0]:
+        gained = 100 * (accuracy(best[0]) - accuracy(baseline))
+        console.print(
+            f"\nThe best is {gained:+.2f} points against the published baseline (trial {baseline.number}) at "
+            f"{gates(best[0]) / gates(baseline):.2f} of its gates.",
+            highlight=False,
+        )
+    console.print(f"\n{next_steps}", highlight=False, markup=False)

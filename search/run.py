@@ -1,0 +1,42 @@
+"""python -m search.run: search a space; the same command again resumes."""
+
+from typing import Any
+
+import click
+
+from .command import command, run_command
+
+
+@command("run", "Search a space. Run the same command again to resume: --trials is the study's total.")
+@click.option("--space", default="digits_small", help="What to search; `python -m search.spaces` lists them.")
+@click.option("--study", default="", show_default="the space's name", help="Name of the study and of its folder.")
+@click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
+@click.option("--data", default="", show_default="the space's", help="Another dataset for this space.")
+@click.option("--data-dir", default=None, help="torchvision's root folder, else CONVLOGIC_DATA, else ./data.")
+@click.option("--trials", default=20, help="Total of the study's trials.")
+@click.option("--timeout", "timeout_s", type=float, default=None, help="Start no trial after so many seconds.")
+@click.option("--workers", default=0, show_default="one a GPU, else one a core, at most 4", help="Trials at a time.")
+@click.option("--gpus-per-trial", type=float, default=None, show_default="1 where there are GPUs", help="May be 0.5.")
+@click.option("--executor", type=click.Choice(["ray", "inline"]), default="ray", help="inline: in this process.")
+@click.option("--objectives", default="accuracy,gates", help="accuracy,gates (a front) or accuracy alone.")
+@click.option("--max-gates", type=int, default=None, help="Reject candidates of more raw gates untrained.")
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="Optuna's.")
+@click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
+@click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
+@click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
+@click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
+@click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
+def run(dry_run: bool, objectives: str, **options: Any) -> None:
+    from .config import study_config  # the rest is imported late: --help must not wait for PyTorch
+
+    config = study_config(objectives=tuple(objectives.split(",")), **options)
+    from .session import describe_study, run_study
+
+    if dry_run:
+        describe_study(config)
+    else:
+        run_study(config)
+
+
+if __name__ == "__main__":
+    run_command(run)

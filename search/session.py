@@ -1,0 +1,103 @@
+"""One session of a study: what `search.run` sets up around the driver, and the report at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from optuna.logging import WARNING, set_verbosity
+from rich.console import Console
+
+from .config import StudyConfig, default_storage
+from .data import Dataset, load_dataset
+from .display import Display
+from .errors import Failure, UsageError
+from .report import best_trial, complete, print_report
+from .storage import create_or_resume, shown, storage_errors, trial_views
+from .study import DIRECTIONS, METRIC_NAMES, StudyDriver
+from .workers import Executor, make_executor
+
+
+def describe_study(config: StudyConfig) -> None:
+    """What a run would do, without doing it."""
+    console = Console(highlight=False)
+    dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
+    space, budget = config.search_space, config.budget
+    console.print(f"study {config.study} in {shown(config.storage)}: {config.trials} trials in all")
+    console.print(f"space {space.name}: {space.description}")
+    console.print(
+        f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images"
+    )
+    console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
+    console.print(f"objectives {', '.join(METRIC_NAMES[name] for name in config.objectives)}; sampler {config.sampler}")
+
+
+def run_study(config: StudyConfig) -> None:
+    """Run a study to its total, then report.
+
+    Raises:
+        UsageError, Failure: one line each; what was stored is kept.
+    """
+    set_verbosity(WARNING)
+    console = Console()
+    with storage_errors(config.storage):
+        study = create_or_resume(
+            config.storage,
+            config.study,
+            [DIRECTIONS[name] for name in config.objectives],
+            [METRIC_NAMES[name] for name in config.objectives],
+            config.identity(),
+        )
+        views = trial_views(study)
+        num_counted = sum(view.counts for view in views)
+        num_unfinished = sum(view.state == "running" for view in views)
+        if num_counted > config.trials:
+            raise UsageError(
+                f"study {config.study!r} has {num_counted} trials already: give --trials {num_counted} or more"
+            )
+        if num_counted < config.trials or num_unfinished:
+            dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
+            from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
+
+            with _executor(config, dataset) as executor:
+                tracker = Tracker(config.study, config.tracking_uri, lambda line: _warn(console, line))
+                tracker.sync(views)
+                done = num_counted - num_unfinished
+                console.print(
+                    f"study {config.study}: {config.trials} trials, {done} done, {num_unfinished} to go on with; "
+                    f"{executor.describe()}; rungs at epochs {', '.join(map(str, config.budget.rungs))}",
+                    highlight=False,
+                )
+                display = Display(console, config.trials, done, config.budget.epochs)
+                with display:
+                    StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
+                views = trial_views(study)
+                tracker.finish(best_trial(views))
+    print_report(console, config.study, views, config.budget.epochs, _next_steps(config))
+    if not complete(views):
+        raise Failure(f"no trial of study {config.study!r} completed")
+
+
+@contextmanager
+def _executor(config: StudyConfig, dataset: Dataset) -> Iterator[Executor]:
+    executor = make_executor(config, dataset)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _warn(console: Console, line: str) -> None:
+    console.print(f"warning: {line}", highlight=False, markup=False)
+
+
+def _next_steps(config: StudyConfig) -> str:
+    storage = "" if config.storage == default_storage(config.study) else f" --storage {shown(config.storage)}"
+    data = f" --data-dir {config.data_dir}" if config.data_dir else ""
+    uri = f" --backend-store-uri {config.tracking_uri}" if config.tracking_uri else ""
+    return "\n".join(
+        (
+            "What next:",
+            f"  mlflow ui{uri}    # every trial, epoch by epoch",
+            f"  python -m search.export --study {config.study}{storage} -o best.yaml",
+            f"  python -m search.train best.yaml{data}    # full budget, test accuracy",
+        )
+    )

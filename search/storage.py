@@ -1,0 +1,226 @@
+"""What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
+
+Trial attributes: `candidate`, `seed`, `known`, `started_ms`, `rung_<epoch>` (that rung's epoch records), `attempts`,
+`stopped_at_rung`, `cause`, `message`, `rejected`. Study attributes: `identity`, `parent_started_ms`.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from spaces.candidate import Candidate
+
+from .candidate_file import parse_candidate
+from .errors import Failure, UsageError
+from .training import EpochRecord
+
+BUSY_TIMEOUT_S = 30
+RUNG_PREFIX = "rung_"
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """A trial as stored, read-only."""
+
+    frozen: FrozenTrial
+
+    @property
+    def number(self) -> int:
+        return self.frozen.number
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.frozen.params
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self.frozen.user_attrs
+
+    @property
+    def state(self) -> str:
+        """ "running", "complete", "failed", "rejected" or "waiting"."""
+        if "rejected" in self.attrs:
+            return "rejected"
+        return {"COMPLETE": "complete", "FAIL": "failed"}.get(self.frozen.state.name, self.frozen.state.name.lower())
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the study's `--trials`: rejected candidates and those still to be asked are not."""
+        return self.state not in ("rejected", "waiting")
+
+    @cached_property
+    def candidate(self) -> Candidate | None:
+        stored = self.attrs.get("candidate")
+        return None if stored is None else parse_candidate(stored, f"trial {self.number}")
+
+    @cached_property
+    def records(self) -> tuple[EpochRecord, ...]:
+        """Every epoch of every completed rung, in order."""
+        rungs = sorted((name for name in self.attrs if name.startswith(RUNG_PREFIX)), key=rung_epoch)
+        return tuple(EpochRecord(**record) for name in rungs for record in self.attrs[name])
+
+    @property
+    def epoch(self) -> int:
+        """Last epoch of the last completed rung; 0 before the first."""
+        return self.records[-1].epoch if self.records else 0
+
+    @property
+    def known(self) -> str | None:
+        return self.attrs.get("known")
+
+    @property
+    def raw_gates(self) -> int | None:
+        return self.attrs.get("gates_raw")
+
+    @property
+    def acc_discrete(self) -> float | None:
+        return self.records[-1].acc_discrete if self.records else None
+
+    def at_rung(self, epoch: int) -> EpochRecord | None:
+        """What the trial measured at a rung's last epoch."""
+        stored = self.attrs.get(f"{RUNG_PREFIX}{epoch}")
+        return EpochRecord(**stored[-1]) if stored else None
+
+
+def rung_epoch(attribute: str) -> int:
+    return int(attribute.removeprefix(RUNG_PREFIX))
+
+
+def trial_views(study: optuna.Study) -> list[TrialView]:
+    """Every trial of the study, by number."""
+    return [TrialView(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Databases that are busy, broken or unreachable, in one line."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise Failure(
+            f"the study's database {shown(url)} failed: {reason}; nothing stored is lost, run the same command again"
+        ) from error
+
+
+def shown(url: str) -> str:
+    """The URL without a password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
+    """The storage behind a URL; sqlite in WAL mode.
+
+    Raises:
+        UsageError: not a URL of a database, or no such file where `create` is false.
+        Failure: the folder cannot be written, or the database does not answer.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
+    engine_kwargs: dict[str, Any] = {}
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        file = Path(parsed.database)
+        if not create and not file.exists():
+            raise UsageError(f"no study database at {file}: run `python -m search.run` first or give --storage")
+        with storage_errors(url):
+            _prepare_sqlite(file)
+        engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    try:
+        with storage_errors(url):
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
+    except (ImportError, RuntimeError) as error:
+        raise Failure(f"storage {shown(url)}: {str(error).splitlines()[0]}") from error
+
+
+def _prepare_sqlite(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise Failure(
+            f"cannot write the study's database {file}: {error}; run in a folder you may write, or give --storage"
+        ) from error
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """An existing study, to read.
+
+    Raises:
+        UsageError: no such study; names those there are.
+    """
+    storage = open_storage(url, create=False)
+    with storage_errors(url):
+        names = sorted(storage.get_study_name_from_id(study._study_id) for study in storage.get_all_studies())
+        if name not in names:
+            known = f"there are: {', '.join(names)}" if names else "it holds none yet"
+            raise UsageError(f"no study {name!r} in {shown(url)}; {known}")
+        return optuna.load_study(study_name=name, storage=storage)
+
+
+def create_or_resume(
+    url: str,
+    name: str,
+    directions: Sequence[Literal["maximize", "minimize"]],
+    metric_names: Sequence[str],
+    identity: dict[str, Any],
+) -> optuna.Study:
+    """The study of this name, new or as it stands.
+
+    Raises:
+        UsageError: it was made with another space, dataset, budget, seed or objectives; lists what differs.
+    """
+    storage = open_storage(url, create=True)
+    with storage_errors(url):
+        study = optuna.create_study(study_name=name, storage=storage, directions=list(directions), load_if_exists=True)
+        stored = study.user_attrs.get("identity")
+        if stored is None and not study.get_trials(deepcopy=False):
+            study.set_metric_names(list(metric_names))
+            study.set_user_attr("identity", identity)
+            return study
+    differences = identity_differences(stored or {}, identity)
+    if differences:
+        raise UsageError(
+            f"study {name!r} was made with another configuration ({'; '.join(differences)}): "
+            "give --study another name, or the options it was made with"
+        )
+    return study
+
+
+def identity_differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """What differs, each as "name: stored -> asked"."""
+    differences = []
+    for name in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(name), asked.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            differences += [f"{name}.{inner}" for inner in identity_differences_names(old, new)]
+        else:
+            differences.append(f"{name}: {old} -> {new}")
+    return differences
+
+
+def identity_differences_names(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    return [name for name in sorted(stored.keys() | asked.keys()) if stored.get(name) != asked.get(name)]
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

@@ -1,0 +1,33 @@
+"""python -m search.sync: rebuild a study's MLflow view from its storage."""
+
+import click
+
+from .command import command, run_command
+
+
+@command("sync", "Rebuild a study's MLflow runs from its storage. What is there already is not written twice.")
+@click.option("--study", required=True, help="Name of the study.")
+@click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
+@click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
+def sync(study: str, storage: str, tracking_uri: str | None) -> None:
+    from .config import default_storage
+    from .errors import Failure
+    from .report import best_trial
+    from .storage import open_study, storage_errors, trial_views
+    from .tracking import Tracker
+
+    url = storage or default_storage(study)
+    with storage_errors(url):
+        views = trial_views(open_study(url, study))
+
+    def fail(line: str) -> None:
+        raise Failure(line)
+
+    tracker = Tracker(study, tracking_uri, fail)
+    tracker.sync(views)
+    tracker.finish(best_trial(views))
+    click.echo(f"{len(views)} trials of study {study} are in MLflow at {tracker.uri}")
+
+
+if __name__ == "__main__":
+    run_command(sync)
