@@ -5,6 +5,7 @@ Shapes: B/N batch, C input channels, H W image, K output channels (kernels), L =
 P logits a gate (16, or 4 for "iwp").
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,19 @@ from . import parametrization as gates_of
 from .ops import logic_dense, logic_tree
 from .ops.backend import check_implementation
 from .wiring import dense_connections, tree_selection
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """x itself, bit for bit (a sum of detached parts would round); the gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
 
 
 class _LogicModule(nn.Module):
@@ -43,8 +57,8 @@ class _LogicModule(nn.Module):
     def _scale_gradient(self, x: Tensor) -> Tensor:
         if self.grad_factor == 1.0 or not x.requires_grad:
             return x
-        scaled = x * self.grad_factor
-        return scaled + (x - scaled).detach()
+        scaled: Tensor = _ScaledGradient.apply(x, self.grad_factor)
+        return scaled
 
     # lkorinek/convlogic's CUDA layers also save their fan-out lists, which follow from the wiring.
     _derived_buffers = ("given_x_indices_of_y_start", "given_x_indices_of_y")
@@ -53,6 +67,15 @@ class _LogicModule(nn.Module):
         for name in self._derived_buffers:
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        try:  # equal shapes do not make equal layers: a kernel=5 wiring reaches beyond a kernel=3 window
+            self._check_wiring()
+        except ValueError as error:
+            error_messages: list[str] = args[-1]
+            error_messages.append(f"{prefix.removesuffix('.')}: {error}")
+
+    @abstractmethod
+    def _check_wiring(self) -> None:
+        """Raise a ValueError where the wiring names an input that this layer does not have."""
 
 
 @contextmanager
@@ -62,15 +85,15 @@ def soft_evaluation(model: nn.Module) -> Iterator[nn.Module]:
     Modes are restored on exit. Usage: `with torch.no_grad(), soft_evaluation(model): y = model(x)`.
     """
     modes = [(module, module.training) for module in model.modules()]
-    layers = [module for module in model.modules() if isinstance(module, _LogicModule)]
+    layers = [(module, module.soft_in_eval) for module in model.modules() if isinstance(module, _LogicModule)]
     try:
         model.eval()
-        for layer in layers:
+        for layer, _ in layers:
             layer.soft_in_eval = True
         yield model
     finally:
-        for layer in layers:
-            layer.soft_in_eval = False
+        for layer, soft_in_eval in layers:
+            layer.soft_in_eval = soft_in_eval
         for module, training in modes:
             module.training = training
 
@@ -119,6 +142,12 @@ class LogicLayer(_LogicModule):
         a, b = dense_connections(in_dim, out_dim, connections, generator)
         self.register_buffer("indices_0", a)
         self.register_buffer("indices_1", b)
+
+    def _check_wiring(self) -> None:
+        for name, indices in (("indices_0", self.indices_0), ("indices_1", self.indices_1)):
+            wrong = indices[(indices < 0) | (indices >= self.in_dim)]
+            if len(wrong):
+                raise ValueError(f"{name} names input {int(wrong[0])}, the layer has {self.in_dim}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, out_dim), batch-innermost where the native op ran."""
@@ -183,7 +212,9 @@ class ConvLogicLayer(_LogicModule):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride, self.padding, self.kernel = _pair(stride), _pair(padding), _pair(kernel)
         self.tree_depth, self.pool = tree_depth, pool
-        self._check(complete)
+        if not complete:
+            raise ValueError("complete=False (leaf gates alone) does not exist here: use tree_depth=1 and pool=1")
+        check_conv(in_channels, out_channels, groups, self.kernel, self.stride, self.padding, tree_depth, pool)
         generator = _generator(seed)
         num_leaves = 2**tree_depth
         self.weights = nn.Parameter(
@@ -192,30 +223,14 @@ class ConvLogicLayer(_LogicModule):
         if selection is None:
             selection = tree_selection(in_channels, out_channels, self.kernel, groups, tree_depth, generator)
         else:
-            self._check_selection(selection, num_leaves)
-        self.register_buffer("selection", selection.to(torch.int32))
+            self._check_selection(selection)
+        self.register_buffer("selection", selection.to(torch.int32, copy=True))
 
-    def _check(self, complete: bool) -> None:
-        if not complete:
-            raise ValueError("complete=False (leaf gates alone) does not exist here: use tree_depth=1 and pool=1")
-        if self.tree_depth not in (1, 2, 3, 4):
-            raise ValueError(f"tree_depth={self.tree_depth} is not 1, 2, 3 or 4")
-        if self.pool not in (1, 2):
-            raise ValueError(f"pool={self.pool} is neither 1 (none) nor 2")
-        if not 1 <= self.groups <= min(self.in_channels, self.out_channels):
-            raise ValueError(
-                f"groups={self.groups} must be between 1 and the fewer of "
-                f"in_channels={self.in_channels} and out_channels={self.out_channels}"
-            )
-        if self.in_channels > 1 << 15:
-            raise ValueError(f"in_channels={self.in_channels} exceeds {1 << 15}, the most a selection can name")
-        if min(self.kernel) < 1 or max(self.kernel) > 255 or min(self.stride) < 1 or min(self.padding) < 0:
-            raise ValueError(
-                f"kernel={self.kernel} must be 1 to 255, stride={self.stride} at least 1, padding={self.padding} "
-                "at least 0"
-            )
+    def _check_wiring(self) -> None:
+        self._check_selection(self.selection)
 
-    def _check_selection(self, selection: Tensor, num_leaves: int) -> None:
+    def _check_selection(self, selection: Tensor) -> None:
+        num_leaves = 2**self.tree_depth
         if selection.shape != (self.out_channels, num_leaves):
             raise ValueError(
                 f"selection has shape {tuple(selection.shape)}, expected (out_channels, 2**tree_depth) = "
@@ -227,8 +242,9 @@ class ConvLogicLayer(_LogicModule):
             ("row", row, self.kernel[0]),
             ("column", column, self.kernel[1]),
         ):
-            if int(value.min()) < 0 or int(value.max()) >= limit:
-                raise ValueError(f"selection names {name} {int(value.max())}, the layer has {limit}")
+            wrong = value[(value < 0) | (value >= limit)]
+            if len(wrong):
+                raise ValueError(f"selection names {name} {int(wrong[0])}, the layer has {limit}: 0 to {limit - 1}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H', W'), batch-innermost where the native op ran."""
@@ -278,6 +294,39 @@ class GroupSum(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, tau={self.tau}"
+
+
+def check_conv(
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    tree_depth: int,
+    pool: int,
+    name: str = "ConvLogicLayer",
+) -> None:
+    """Refuse what no convolution here can be, whatever the image.
+
+    Raises:
+        ValueError: a value out of its range; the message begins with `name`.
+    """
+    if tree_depth not in (1, 2, 3, 4):
+        raise ValueError(f"{name}: tree_depth={tree_depth} is not 1, 2, 3 or 4")
+    if pool not in (1, 2):
+        raise ValueError(f"{name}: pool={pool} is neither 1 (none) nor 2")
+    if not 1 <= groups <= min(in_channels, out_channels):
+        raise ValueError(
+            f"{name}: groups={groups} must be between 1 and the fewer of "
+            f"in_channels={in_channels} and out_channels={out_channels}"
+        )
+    if in_channels > 1 << 15:
+        raise ValueError(f"{name}: in_channels={in_channels} exceeds {1 << 15}, the most a selection can name")
+    if min(kernel) < 1 or max(kernel) > 255 or min(stride) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"{name}: kernel={kernel} must be 1 to 255, stride={stride} at least 1, padding={padding} at least 0"
+        )
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from torch import nn
 
-from .layers import ConvLogicLayer, GroupSum, LogicLayer
+from .layers import ConvLogicLayer, GroupSum, LogicLayer, check_conv
 from .parametrization import check_parametrization
+from .wiring import check_connections
 
 
 class Strict:
@@ -79,11 +80,10 @@ class ModelSpec(Strict):
             shape = conv_shapes(block, shape, f"conv block {number}").pooled
         features = math.prod(shape)
         for number, layer in enumerate(self.dense, 1):
-            if 2 * layer.out_dim < features:
-                raise ValueError(
-                    f"dense layer {number}: {layer.out_dim} gates cannot read all of {features} inputs; "
-                    f"2*out_dim must be at least that: use out_dim >= {-(-features // 2)}"
-                )
+            try:
+                check_connections(features, layer.out_dim, layer.connections)
+            except ValueError as error:
+                raise ValueError(f"dense layer {number}: {error}") from None
             features = layer.out_dim
         if features % self.num_classes:
             raise ValueError(f"the last layer's {features} outputs cannot be divided among {self.num_classes} classes")
@@ -112,9 +112,21 @@ def conv_shapes(block: ConvSpec, input_shape: tuple[int, int, int], name: str = 
     """Output shapes of a block on a (C, H, W) input.
 
     Raises:
-        ValueError: the image is smaller than the kernel, or than the pooling window.
+        ValueError: the block cannot be built on C channels, or the image is smaller than the kernel or than the
+            pooling window.
     """
-    _, rows, columns = input_shape
+    channels, rows, columns = input_shape
+    check_conv(
+        channels,
+        block.out_channels,
+        block.groups,
+        (block.kernel, block.kernel),
+        (block.stride, block.stride),
+        (block.padding, block.padding),
+        block.tree_depth,
+        block.pool,
+        name,
+    )
     height = (rows + 2 * block.padding - block.kernel) // block.stride + 1
     width = (columns + 2 * block.padding - block.kernel) // block.stride + 1
     if min(rows, columns) + 2 * block.padding < block.kernel or min(height, width) < block.pool:

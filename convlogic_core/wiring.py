@@ -16,28 +16,37 @@ def dense_connections(in_dim: int, out_dim: int, kind: str, generator: Generator
     Raises:
         ValueError: 2*out_dim < in_dim, too few distinct pairs for "unique", or an unknown kind.
     """
+    check_connections(in_dim, out_dim, kind)
+    if kind == "random":
+        order = torch.randperm(2 * out_dim, generator=generator) % in_dim
+        features = torch.randperm(in_dim, generator=generator)[order]
+        return features[:out_dim], features[out_dim:]
+    return _unique_pairs(in_dim, out_dim, generator)
+
+
+def check_connections(in_dim: int, out_dim: int, kind: str) -> None:
+    """Refuse a dense layer that cannot be wired.
+
+    Raises:
+        ValueError: as in `dense_connections`.
+    """
     if 2 * out_dim < in_dim:
         raise ValueError(
             f"out_dim={out_dim} gates read at most {2 * out_dim} of the {in_dim} inputs: "
             f"2*out_dim must be at least in_dim; use out_dim >= {-(-in_dim // 2)}"
         )
-    if kind == "random":
-        order = torch.randperm(2 * out_dim, generator=generator) % in_dim
-        features = torch.randperm(in_dim, generator=generator)[order]
-        return features[:out_dim], features[out_dim:]
-    if kind == "unique":
-        return _unique_pairs(in_dim, out_dim, generator)
-    raise ValueError(f'connections={kind!r} is neither "random" nor "unique"')
-
-
-def _unique_pairs(in_dim: int, out_dim: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """Neighbouring features first, then pairs ever farther apart, shuffled: all inputs used, no pair twice."""
+    if kind not in ("random", "unique"):
+        raise ValueError(f'connections={kind!r} is neither "random" nor "unique"')
     num_pairs = in_dim * (in_dim - 1) // 2
-    if out_dim > num_pairs:
+    if kind == "unique" and out_dim > num_pairs:
         raise ValueError(
             f'connections="unique": {in_dim} inputs have {num_pairs} distinct pairs, fewer than out_dim={out_dim}; '
             'use "random" or fewer gates'
         )
+
+
+def _unique_pairs(in_dim: int, out_dim: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """Neighbouring features first, then pairs ever farther apart, shuffled: all inputs used, no pair twice."""
     firsts, seconds, count = [], [], 0
     # Step 1 in two strides covers every feature with the fewest gates; steps 2, 3, ... add further pairs.
     for step in range(1, in_dim):

@@ -1,6 +1,7 @@
 """Checkpoints of running trials on the driver's disk: written whole or not at all."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import Failure
@@ -45,6 +46,13 @@ class Checkpoints:
     def remove(self, trial: int) -> None:
         for path in self.folder.glob(f"trial_{trial:05d}_epoch_*.safetensors"):
             path.unlink(missing_ok=True)
+
+    def keep_only(self, trials: Iterable[int]) -> None:
+        """Remove what a driver killed while writing or after telling a trial has left."""
+        kept = tuple(f"trial_{trial:05d}_" for trial in trials)
+        for path in self.folder.glob("*"):
+            if not path.name.startswith(kept):
+                path.unlink(missing_ok=True)
 
     def _path(self, trial: int, epoch: int) -> Path:
         return self.folder / f"trial_{trial:05d}_epoch_{epoch}.safetensors"

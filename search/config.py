@@ -1,13 +1,15 @@
 """StudyConfig: everything the command line says about a study, validated once."""
 
+import json
 import os
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from spaces import SPACES, Budget, Space
+from spaces import SPACES, Budget, DataSpec, Space
 
 from .data import SOURCES
 from .errors import UsageError
@@ -72,6 +74,11 @@ class StudyConfig(BaseModel):
         return self.data or self.search_space.data.dataset
 
     @property
+    def data_spec(self) -> DataSpec:
+        """The space's data, with the dataset and limit that were asked for."""
+        return replace(self.search_space.data, dataset=self.dataset, limit_train=self.limit_train)
+
+    @property
     def budget(self) -> Budget:
         return self.search_space.budget.with_epochs(self.epochs)
 
@@ -82,15 +89,16 @@ class StudyConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What must stay as it is for trials to be comparable: a study resumes only with the same."""
-        return {
+        identity: dict[str, Any] = {
             "space": self.space,
-            "dataset": self.dataset,
-            "limit_train": self.limit_train,
+            "data": asdict(self.data_spec),
             "epochs": self.budget.epochs,
             "objectives": list(self.objectives),
             "seed": self.seed,
             "parameters": self.search_space.fingerprint(),
         }
+        as_stored: dict[str, Any] = json.loads(json.dumps(identity))  # a database gives tuples back as lists
+        return as_stored
 
 
 def default_storage(study: str) -> str:

@@ -41,12 +41,15 @@ def front_numbers(points: Points) -> NDArray[np.int64]:
 
 
 def crowding_distances(points: Points) -> NDArray[np.float64]:
-    """For every row of one front how far apart its neighbours lie, over all objectives; the extremes are infinite."""
+    """For every row of one front how far apart its neighbours lie, over all objectives; the extremes are infinite.
+
+    Of equal extremes the first is: were it the last, a new trial no better than the others would always go on.
+    """
     distances = np.zeros(len(points))
     for values in points.T:
         order = np.argsort(values, kind="stable")
         span = values[order[-1]] - values[order[0]]
-        distances[order[[0, -1]]] = np.inf
-        if span > 0 and len(points) > 2:
+        if span > 0:
             distances[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / span
+            distances[[values.argmin(), values.argmax()]] = np.inf
     return distances

@@ -11,7 +11,7 @@ from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
 from .report import best_trial, complete, print_report
-from .storage import create_or_resume, shown, storage_errors, trial_views
+from .storage import create_or_resume, running, shown, storage_errors, trial_views
 from .study import DIRECTIONS, METRIC_NAMES, StudyDriver
 from .workers import Executor, make_executor
 
@@ -48,7 +48,7 @@ def run_study(config: StudyConfig) -> None:
         )
         views = trial_views(study)
         num_counted = sum(view.counts for view in views)
-        num_unfinished = sum(view.state == "running" for view in views)
+        num_unfinished = len(running(study))
         if num_counted > config.trials:
             raise UsageError(
                 f"study {config.study!r} has {num_counted} trials already: give --trials {num_counted} or more"
@@ -60,7 +60,7 @@ def run_study(config: StudyConfig) -> None:
             with _executor(config, dataset) as executor:
                 tracker = Tracker(config.study, config.tracking_uri, lambda line: _warn(console, line))
                 tracker.sync(views)
-                done = num_counted - num_unfinished
+                done = sum(view.counts and view.state != "running" for view in views)
                 console.print(
                     f"study {config.study}: {config.trials} trials, {done} done, {num_unfinished} to go on with; "
                     f"{executor.describe()}; rungs at epochs {', '.join(map(str, config.budget.rungs))}",

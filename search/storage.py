@@ -1,10 +1,12 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `started_ms`, `rung_<epoch>` (that rung's epoch records), `attempts`,
-`stopped_at_rung`, `cause`, `message`, `rejected`. Study attributes: `identity`, `parent_started_ms`.
+Trial attributes: `candidate`, `seed`, `known`, `started_ms`, `rung_<epoch>` (that rung's epoch records),
+`goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
+attributes: `identity`, `parent_started_ms`.
 """
 
 import sqlite3
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +103,14 @@ def trial_views(study: optuna.Study) -> list[TrialView]:
 
 
 @contextmanager
+def experimental() -> Iterator[None]:
+    """Optuna calls metric names and grouped TPE experimental; a user need not be told each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+@contextmanager
 def storage_errors(url: str) -> Iterator[None]:
     """Databases that are busy, broken or unreachable, in one line."""
     try:
@@ -192,7 +202,8 @@ def create_or_resume(
         study = optuna.create_study(study_name=name, storage=storage, directions=list(directions), load_if_exists=True)
         stored = study.user_attrs.get("identity")
         if stored is None and not study.get_trials(deepcopy=False):
-            study.set_metric_names(list(metric_names))
+            with experimental():
+                study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
             return study
     differences = identity_differences(stored or {}, identity)

@@ -6,7 +6,6 @@ Every decision is stored before it is acted upon, so that a driver killed at any
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -23,12 +22,13 @@ from .config import StudyConfig
 from .errors import Failure
 from .jobs import Job
 from .rungs import goes_on
-from .storage import RUNG_PREFIX, TrialView, running, trial_views
+from .storage import RUNG_PREFIX, TrialView, experimental, running, trial_views
 from .training import EpochRecord, derived_seed
 from .workers import Broken, Event, Executor, Progress
 
 MAX_ATTEMPTS: Final = 3
 MAX_REJECTED_IN_A_ROW: Final = 200
+MAX_ERRORS_IN_A_ROW: Final = 3
 POLL_S: Final = 1.0
 
 METRIC_NAMES: Final = {"accuracy": "val/acc_discrete", "gates": "gates/raw"}
@@ -81,6 +81,7 @@ class StudyDriver:
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
         self._ready: deque[Job] = deque()
         self._in_flight: dict[int, list[EpochRecord]] = {}
+        self._errors_in_a_row = 0
         views = trial_views(study)
         self._num_counted = sum(view.counts for view in views)
         used = {view.known for view in views}
@@ -91,9 +92,11 @@ class StudyDriver:
         """Until the study has its trials and none is running, or the time is up.
 
         Raises:
-            Failure: no candidate fits the limits.
+            Failure: no candidate fits the limits, or trial after trial fails with an error.
         """
-        for trial in running(self.study):
+        left_running = running(self.study)
+        self.checkpoints.keep_only(trial.number for trial in left_running)
+        for trial in left_running:
             self._readopt(trial)
         while True:
             while self.executor.has_room() and (job := self._next_job()) is not None:
@@ -132,14 +135,14 @@ class StudyDriver:
 
     def _seed_sampler(self, number: int) -> None:
         """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
-        self.study.sampler = SAMPLERS[self.config.sampler](derived_seed(self.config.seed, number, 1))
+        with experimental():
+            self.study.sampler = SAMPLERS[self.config.sampler](derived_seed(self.config.seed, number, 1))
 
     def _candidate(self, trial: Trial) -> tuple[Candidate | None, str | None]:
         """What the trial's parameters build, and why it must not be trained."""
         params = self.space.sample(trial)
-        data = replace(self.space.data, dataset=self.config.dataset, limit_train=self.config.limit_train)
         try:
-            candidate = self.space.build(params, data, self.info, self.config.budget.epochs)
+            candidate = self.space.build(params, self.config.data_spec, self.info, self.config.budget.epochs)
         except ValueError as error:
             return None, str(error)
         gates, limit = raw_gates(candidate.model), self.config.max_gates
@@ -164,9 +167,9 @@ class StudyDriver:
             trial = Trial(self.study, frozen._trial_id)
             candidate, problem = self._candidate(trial)
             if candidate is None or problem is not None:
+                self._num_counted -= view.counts  # not where the earlier driver had rejected it already
                 trial.set_user_attr("rejected", problem)
                 self.study.tell(trial, state=TrialState.FAIL)
-                self._num_counted -= 1
                 self._tell_observers(trial.number)
             else:
                 self._ready.append(self._first_job(trial, candidate))
@@ -187,6 +190,7 @@ class StudyDriver:
             self._handle_broken(event)
             return
         self.checkpoints.write(number, event.job.until_epoch, event.checkpoint)
+        self._errors_in_a_row = 0
         stored = self._view(number).epoch  # a trial that lost its checkpoint trained its first rungs again
         new = [record.to_json() for record in records if record.epoch > stored]
         self._set_attr(number, f"{RUNG_PREFIX}{event.job.until_epoch}", new)
@@ -202,12 +206,16 @@ class StudyDriver:
         self._set_attr(number, "cause", event.cause)
         self._set_attr(number, "message", event.message)
         self._tell(number, None)
+        self._errors_in_a_row = self._errors_in_a_row + 1 if event.cause == "error" else 0
+        if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:  # the fault is not the trials': keep the rest of the budget
+            raise Failure(f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with {event.message}")
 
     def _decide(self, view: TrialView) -> None:
         """After a completed rung: on to the next one, or told."""
         later = [rung for rung in self.rungs if rung > view.epoch]
-        if later and self._goes_on(view):
+        if later and "stopped_at_rung" not in view.attrs and self._goes_on(view):
             assert view.candidate is not None
+            self._set_attr(view.number, "goes_on_after", view.epoch)
             checkpoint = self.checkpoints.read(view.number, view.epoch)
             self._ready.append(Job(view.number, view.candidate, view.attrs["seed"], later[0], checkpoint))
             self._tell_observers(view.number)
@@ -219,6 +227,8 @@ class StudyDriver:
     def _goes_on(self, view: TrialView) -> bool:
         if view.known == self.space.known[0].name:
             return True  # the baseline is what everything is compared with: never stopped early
+        if view.attrs.get("goes_on_after") == view.epoch:
+            return True  # decided before, among fewer peers
         peers = [peer for peer in trial_views(self.study) if peer.at_rung(view.epoch) is not None]
         points = np.array([self._values(peer, view.epoch) for peer in peers])
         signs = np.array([1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives])

@@ -19,6 +19,19 @@ DIGITS_SMALL: Final = Space(
             "Petersen et al. 2024, arXiv 2411.04732; batch 512 is half an epoch of these 1,197 images",
             PUBLISHED_MNIST_S | {"batch_size": 128},
         ),
+        Known(
+            "iwp gates, two dense layers",
+            "input-wise parametrisation, arXiv 2510.03250, at the rate this project measured it to learn fastest",
+            {key: value for key, value in PUBLISHED_MNIST_S.items() if key != "lr"}
+            | {
+                "num_dense": 2,
+                "tau_c": 0.5,
+                "parametrization": "iwp",
+                "lr_iwp": 0.1,
+                "batch_size": 32,
+                "decay_fraction": 0.4,
+            },
+        ),
     ),
     budget=Budget(epochs=81),
 )

@@ -1,6 +1,7 @@
 """Which implementation runs an op: the native extension where it was built, the reference elsewhere."""
 
 import warnings
+from importlib import import_module
 from types import ModuleType
 from typing import Final
 
@@ -8,11 +9,11 @@ import torch
 
 IMPLEMENTATIONS: Final = ("auto", "cuda", "cpu", "python")
 
-_native: ModuleType | None
+_native: ModuleType | None = None
+_import_error = ""
 try:
-    from convlogic_core import _native
+    _native = import_module("convlogic_core._native")
 except ImportError as error:
-    _native = None
     _import_error = str(error)
 
 
@@ -69,7 +70,8 @@ def use_native(implementation: str, x: torch.Tensor) -> bool:
         if implementation == "cpu":
             raise ValueError(f'implementation "cpu" takes float32 or float64, got {x.dtype}; use "auto"')
         return False
-    return native_built()
+    built: bool = native_built()
+    return built
 
 
 def batch_innermost_empty(x: torch.Tensor, *sizes: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .backend import batch_innermost_empty, check_tensors, use_native
+from .logic_forest import native_forest_backward, native_forest_forward
 
 
 def reference_logic_dense(
@@ -60,28 +61,11 @@ def logic_dense(
 def _forward(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
-    x, coefficients = batch_innermost(x), coefficients.contiguous()
-    indices_0, indices_1 = indices_0.contiguous(), indices_1.contiguous()
-    y = batch_innermost_empty(x, coefficients.shape[0])
-    native().logic_dense_forward(
-        x=x.data_ptr(),
-        indices_0=indices_0.data_ptr(),
-        indices_1=indices_1.data_ptr(),
-        coefficients=coefficients.data_ptr(),
-        y=y.data_ptr(),
-        batch=x.shape[0],
-        features=x.shape[1],
-        gates=coefficients.shape[0],
-        itemsize=x.element_size(),
-        threads=torch.get_num_threads(),
-    )
-    return y
+    return native_forest_forward(x, torch.stack((indices_0, indices_1), 1), None, coefficients)
 
 
 @_forward.register_fake
-def _(
-    x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
-) -> torch.Tensor:
+def _(x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
     return batch_innermost_empty(x, coefficients.shape[0])
 
 
@@ -95,28 +79,8 @@ def _backward(
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
-    grad_y, x, coefficients = batch_innermost(grad_y), batch_innermost(x), coefficients.contiguous()
-    indices_0, indices_1 = indices_0.contiguous(), indices_1.contiguous()
-    grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
-    grad_coefficients = torch.empty_like(coefficients)
-    batch, gates = grad_y.shape
-    partials = x.new_empty(native().num_batch_blocks(batch), gates, 4)
-    native().logic_dense_backward(
-        grad_y=grad_y.data_ptr(),
-        x=x.data_ptr(),
-        indices_0=indices_0.data_ptr(),
-        indices_1=indices_1.data_ptr(),
-        coefficients=coefficients.data_ptr(),
-        grad_x=grad_x.data_ptr() if needs_grad_x else 0,
-        grad_coefficients=grad_coefficients.data_ptr(),
-        partials=partials.data_ptr(),
-        batch=batch,
-        features=x.shape[1],
-        gates=gates,
-        itemsize=x.element_size(),
-        threads=torch.get_num_threads(),
-    )
-    return grad_x, grad_coefficients
+    leaves = torch.stack((indices_0, indices_1), 1)
+    return native_forest_backward(grad_y, x, leaves, None, coefficients, needs_grad_x)
 
 
 @_backward.register_fake

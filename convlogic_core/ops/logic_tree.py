@@ -31,7 +31,9 @@ def reference_logic_tree(
     leaves = (channel * height + row) * width + column
     index = leaves[:, :, None, None] + windows
     values = planes.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)  # (N, K, L, H', W')
-    for level in coefficients.split([values.shape[2] >> depth for depth in range(1, selection.shape[1].bit_length())], 1):
+    for level in coefficients.split(
+        [values.shape[2] >> depth for depth in range(1, selection.shape[1].bit_length())], 1
+    ):
         a, b = values[:, :, 0::2], values[:, :, 1::2]
         c0, c1, c2, c3 = level[..., None, None].unbind(2)
         values = c0 + c1 * a + c2 * b + c3 * (a * b)
@@ -195,7 +197,7 @@ def _backward(
     selection, coefficients = selection.contiguous(), coefficients.contiguous()
     grad_x = batch_innermost_empty(x, *x.shape[1:]) if needs_grad_x else x.new_empty(0)
     grad_coefficients = torch.empty_like(coefficients)
-    partials = x.new_empty(native().num_batch_blocks(x.shape[0]), *coefficients.shape)
+    partials = x.new_empty(native().num_tree_blocks(x.shape[0]), *coefficients.shape)
     native().logic_tree_backward(
         grad_y=grad_y.data_ptr(),
         x=x.data_ptr(),

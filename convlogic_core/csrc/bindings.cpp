@@ -1,0 +1,271 @@
+// The Python module: raw pointers and sizes in, no tensor library. Callers own all memory and keep it alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace convlogic {
+
+void* scratch(size_t bytes) {
+    struct Buffer {
+        void* memory = nullptr;
+        size_t size = 0;
+        ~Buffer() { std::free(memory); }
+    };
+    thread_local Buffer buffer;
+    if (buffer.size < bytes) {
+        std::free(buffer.memory);
+        const size_t rounded = (bytes + 63) / 64 * 64;
+        buffer.memory = std::aligned_alloc(64, rounded);
+        buffer.size = buffer.memory ? rounded : 0;
+    }
+    return buffer.memory;
+}
+
+namespace {
+
+enum class Isa { baseline, avx2, avx512 };
+
+bool supported(Isa isa) {
+#ifdef CONVLOGIC_X86
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == Isa::avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && supported(Isa::avx2);
+#endif
+    return isa == Isa::baseline;
+}
+
+constexpr std::pair<const char*, Isa> isas[] = {
+    {"avx512", Isa::avx512}, {"avx2", Isa::avx2}, {"baseline", Isa::baseline}};
+
+Isa best_isa() {
+    for (const auto& [name, isa] : isas)
+        if (supported(isa)) return isa;
+    return Isa::baseline;
+}
+
+Isa current_isa = best_isa();
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const auto& [name, isa] : isas)
+        if (supported(isa)) names.emplace_back(name);
+    return names;
+}
+
+void set_isa(const std::string& wanted) {
+    for (const auto& [name, isa] : isas)
+        if (wanted == name && supported(isa)) {
+            current_isa = isa;
+            return;
+        }
+    throw std::invalid_argument("instruction set \"" + wanted + "\" is not one this processor supports");
+}
+
+// Calls one kernel of the current instruction set.
+#ifdef CONVLOGIC_X86
+#define CONVLOGIC_DISPATCH(kernel, ...)                       \
+    (current_isa == Isa::avx512 ? avx512::kernel(__VA_ARGS__) \
+     : current_isa == Isa::avx2 ? avx2::kernel(__VA_ARGS__)   \
+                                : baseline::kernel(__VA_ARGS__))
+#else
+#define CONVLOGIC_DISPATCH(kernel, ...) baseline::kernel(__VA_ARGS__)
+#endif
+
+void require_memory(bool complete) {
+    if (!complete) throw std::bad_alloc();
+}
+
+using Address = std::uintptr_t;
+using Pair = std::pair<int64_t, int64_t>;
+
+template <class Scalar>
+Scalar* pointer(Address address) {
+    return reinterpret_cast<Scalar*>(address);
+}
+
+int depth_of(int64_t gates) {
+    int depth = 0;
+    while (gates >> depth) ++depth;
+    if (depth < 1 || depth > 4 || gates != (int64_t(1) << depth) - 1)
+        throw std::invalid_argument("trees have 1, 3, 7 or 15 gates, not " + std::to_string(gates));
+    return depth;
+}
+
+// The wiring of a forest, checked so that no kernel reads or leaves out a row.
+struct ForestWiring {
+    std::vector<int32_t> leaves, gate_rows;
+
+    ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
+                 int64_t features) {
+        leaves.reserve(size_t(trees * (gates + 1)));
+        for (int64_t i = 0; i < trees * (gates + 1); ++i)
+            leaves.push_back(checked("leaves", i, gates + 1, leaf_indices[i], features, "features of the input"));
+        if (!row_indices) return;
+        std::vector<bool> used(size_t(trees * gates));
+        gate_rows.reserve(used.size());
+        for (int64_t i = 0; i < trees * gates; ++i) {
+            gate_rows.push_back(checked("gate_rows", i, gates, row_indices[i], trees * gates, "rows of coefficients"));
+            if (used[size_t(row_indices[i])])
+                throw std::out_of_range("gate_rows names row " + std::to_string(row_indices[i]) +
+                                        " twice; every gate has its own");
+            used[size_t(row_indices[i])] = true;
+        }
+    }
+
+    static int32_t checked(const char* name, int64_t position, int64_t columns, int64_t value, int64_t limit,
+                           const char* of_what) {
+        if (value < 0 || value >= limit)
+            throw std::out_of_range(std::string(name) + "[" + std::to_string(position / columns) + ", " +
+                                    std::to_string(position % columns) + "] = " + std::to_string(value) +
+                                    " is outside the " + std::to_string(limit) + " " + of_what);
+        return int32_t(value);
+    }
+
+    template <class Scalar>
+    Forest<Scalar> forest(Address x, Address coefficients, int64_t batch, int64_t features, int64_t trees,
+                          int64_t gates, int threads) const {
+        return {pointer<Scalar>(x),
+                pointer<Scalar>(coefficients),
+                leaves.data(),
+                gate_rows.empty() ? nullptr : gate_rows.data(),
+                batch,
+                features,
+                trees,
+                depth_of(gates),
+                threads};
+    }
+};
+
+void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y,
+                          int64_t batch, int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        const auto forest = wiring.forest<Scalar>(x, coefficients, batch, features, trees, gates, threads);
+        require_memory(CONVLOGIC_DISPATCH(forest_forward, forest, pointer<Scalar>(y)));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
+                           Address grad_x, Address grad_coefficients, Address partials, int64_t batch,
+                           int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        const auto forest = wiring.forest<Scalar>(x, coefficients, batch, features, trees, gates, threads);
+        const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
+                                                pointer<Scalar>(partials)};
+        require_memory(CONVLOGIC_DISPATCH(forest_backward, forest, gradients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees * gates * 4, threads,
+                           pointer<Scalar>(grad_coefficients));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+// The sizes of a tree convolution and the wiring, checked leaf by leaf so that no kernel reads outside its planes.
+struct TreeSizes {
+    int64_t batch, channels, kernels, gates, pool;
+    Pair image, kernel, stride, padding;
+
+    int64_t out(int64_t Pair::*axis) const {
+        return ((image.*axis + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
+    }
+
+    void check_leaf(int64_t index, uint32_t code) const {
+        const int64_t channel = code >> 16, row = code >> 8 & 255, column = code & 255;
+        if (channel >= channels || row >= kernel.first || column >= kernel.second)
+            throw std::out_of_range("leaf " + std::to_string(index % (gates + 1)) + " of kernel " +
+                                    std::to_string(index / (gates + 1)) + " selects channel " +
+                                    std::to_string(channel) + ", row " + std::to_string(row) + ", column " +
+                                    std::to_string(column) + ", outside " + std::to_string(channels) +
+                                    " channels and a " + std::to_string(kernel.first) + "x" +
+                                    std::to_string(kernel.second) + " kernel");
+    }
+
+    template <class Scalar>
+    TreeConv<Scalar> conv(Address x, Address selection, Address coefficients, int threads) const {
+        const int32_t* codes = pointer<int32_t>(selection);
+        for (int64_t leaf = 0; leaf < kernels * (gates + 1); ++leaf) check_leaf(leaf, uint32_t(codes[leaf]));
+        return {pointer<Scalar>(x), pointer<Scalar>(coefficients), codes,           batch,
+                channels,           image.first,                   image.second,    kernels,
+                stride.first,       stride.second,                 padding.first,   padding.second,
+                out(&Pair::first),  out(&Pair::second),            depth_of(gates), int(pool),
+                threads};
+    }
+};
+
+void logic_tree_forward(Address x, Address selection, Address coefficients, Address y, Address winner, int64_t batch,
+                        int64_t channels, Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride,
+                        Pair padding, int64_t pool, int itemsize, int threads) {
+    const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        require_memory(CONVLOGIC_DISPATCH(tree_conv_forward, conv, pointer<Scalar>(y), pointer<uint8_t>(winner)));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+void logic_tree_backward(Address grad_y, Address x, Address selection, Address coefficients, Address winner,
+                         Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t channels,
+                         Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride, Pair padding,
+                         int64_t pool, int itemsize, int threads) {
+    const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        const TreeConvGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<uint8_t>(winner),
+                                                  pointer<Scalar>(grad_x), pointer<Scalar>(partials)};
+        require_memory(CONVLOGIC_DISPATCH(tree_conv_backward, conv, gradients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels * gates * 4, threads,
+                           pointer<Scalar>(grad_coefficients));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+}  // namespace
+}  // namespace convlogic
+
+PYBIND11_MODULE(_native, module) {
+    using namespace convlogic;
+    using py::arg;
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+    module.doc() = "Native kernels of convlogic_core: batch-innermost memory, raw addresses, int64 sizes.";
+
+    module.def("supported_isas", &supported_isas);
+    module.def("isa", [] {
+        for (const auto& [name, isa] : isas)
+            if (isa == current_isa) return name;
+        return "";
+    });
+    module.def("set_isa", &set_isa, arg("name"), "For tests: force an instruction set that this processor supports.");
+    module.def("num_forest_blocks", [](int64_t batch) { return forest_blocks(batch).count; }, arg("batch"));
+    module.def("num_tree_blocks", [](int64_t batch) { return tree_blocks(batch).count; }, arg("batch"));
+
+    module.def("logic_forest_forward", &logic_forest_forward, release_gil(), py::kw_only(), arg("x"), arg("leaves"),
+               arg("gate_rows"), arg("coefficients"), arg("y"), arg("batch"), arg("features"), arg("trees"),
+               arg("gates"), arg("itemsize"), arg("threads"));
+    module.def("logic_forest_backward", &logic_forest_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
+               arg("leaves"), arg("gate_rows"), arg("coefficients"), arg("grad_x"), arg("grad_coefficients"),
+               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("itemsize"),
+               arg("threads"));
+    module.def("logic_tree_forward", &logic_tree_forward, release_gil(), py::kw_only(), arg("x"), arg("selection"),
+               arg("coefficients"), arg("y"), arg("winner"), arg("batch"), arg("channels"), arg("image"),
+               arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"),
+               arg("itemsize"), arg("threads"));
+    module.def("logic_tree_backward", &logic_tree_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
+               arg("selection"), arg("coefficients"), arg("winner"), arg("grad_x"), arg("grad_coefficients"),
+               arg("partials"), arg("batch"), arg("channels"), arg("image"), arg("kernels"), arg("gates"),
+               arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"), arg("threads"));
+}

@@ -1,0 +1,83 @@
+// A binary tree of gates over vectors of samples: L = 2**depth leaves, gates numbered level by level from the leaves.
+#pragma once
+
+#include "gate.h"
+#include "simd.h"
+
+namespace convlogic::CONVLOGIC_ISA {
+
+// Node `index` of `level` (level 0: the leaves) for several vectors in flight, depth first to keep few values alive.
+// leaf(l, p) loads leaf l of vector p.
+template <class Scalar, int num_leaves, int level, int index, int in_flight, class Leaf>
+CONVLOGIC_INLINE void tree_node(const Scalar* c, const Leaf& leaf, Vector<Scalar> (&out)[in_flight]) {
+    if constexpr (level == 0) {
+#pragma GCC unroll 8
+        for (int p = 0; p < in_flight; ++p) out[p] = leaf(index, p);
+    } else {
+        Vector<Scalar> a[in_flight], b[in_flight];
+        tree_node<Scalar, num_leaves, level - 1, 2 * index>(c, leaf, a);
+        tree_node<Scalar, num_leaves, level - 1, 2 * index + 1>(c, leaf, b);
+        constexpr int level_start = num_leaves - (num_leaves >> (level - 1));
+#pragma GCC unroll 8
+        for (int p = 0; p < in_flight; ++p) out[p] = gate(c + 4 * (level_start + index), a[p], b[p]);
+    }
+}
+
+template <class Scalar, int depth, int in_flight, class Leaf>
+CONVLOGIC_INLINE void tree(const Scalar* c, const Leaf& leaf, Vector<Scalar> (&out)[in_flight]) {
+    tree_node<Scalar, 1 << depth, depth, 0>(c, leaf, out);
+}
+
+// The gradients of the coefficients are added to sums; grad holds those of the leaves on return.
+// Node L + g is gate g and reads nodes 2g and 2g + 1.
+template <class Scalar, int depth, bool needs_leaf_gradients>
+CONVLOGIC_INLINE void tree_backward(const Scalar* c, Vector<Scalar> (&node)[2 << depth], Vector<Scalar> root_grad,
+                                    Vector<Scalar> (&sums)[(1 << depth) - 1][4], Vector<Scalar> (&grad)[2 << depth]) {
+    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1;
+#pragma GCC unroll 16
+    for (int g = 0; g < num_gates; ++g) node[num_leaves + g] = gate(c + 4 * g, node[2 * g], node[2 * g + 1]);
+    grad[num_leaves + num_gates - 1] = root_grad;
+#pragma GCC unroll 16
+    for (int g = num_gates - 1; g >= 0; --g) {
+        const Vector<Scalar> a = node[2 * g], b = node[2 * g + 1], upstream = grad[num_leaves + g];
+        add_coefficient_gradients(sums[g], upstream, a, b);
+        if (needs_leaf_gradients || g >= num_leaves / 2) {
+            grad[2 * g] = upstream * gate_slope_a(c + 4 * g, b);
+            grad[2 * g + 1] = upstream * gate_slope_b(c + 4 * g, a);
+        }
+    }
+}
+
+// Adds the halves of a vector up until four lanes are left.
+template <class Value>
+CONVLOGIC_INLINE auto fold(Value v) {
+    constexpr int lanes = sizeof(v) / sizeof(v[0]);
+    if constexpr (lanes == 16)
+        return fold(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+    else if constexpr (lanes == 8)
+        return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    else
+        return v;
+}
+
+// Adds the lanes of four vectors up; writes the four sums or adds them.
+template <class Scalar>
+CONVLOGIC_INLINE void reduce(const Vector<Scalar> (&sums)[4], Scalar* to, bool accumulate) {
+    if constexpr (vector_width<Scalar> >= 4) {
+        const auto a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), d = fold(sums[3]);
+        const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const auto cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        auto total = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+        typedef Scalar Four __attribute__((vector_size(4 * sizeof(Scalar)), aligned(1), may_alias));
+        if (accumulate) total += *reinterpret_cast<const Four*>(to);
+        *reinterpret_cast<Four*>(to) = total;
+    } else {
+        for (int i = 0; i < 4; ++i) {
+            const Scalar sum = sums[i][0] + sums[i][1];
+            to[i] = accumulate ? to[i] + sum : sum;
+        }
+    }
+}
+
+}  // namespace convlogic::CONVLOGIC_ISA

@@ -1,0 +1,175 @@
+"""Trees of two-input gates over features: what a stack of dense layers is whose every output feeds one gate.
+
+With permutation wiring and halving widths, `depth` dense layers are one forest over the inputs of the first; the
+values between the layers then stay in registers.
+Shape letters: B batch, F features, K trees, L = 2**depth leaves, G = L - 1 gates a tree.
+"""
+
+from typing import Any
+
+import torch
+
+from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+
+
+def reference_logic_forest(
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    """The specification, in plain PyTorch. Arguments as in `logic_forest`."""
+    values = x.index_select(1, leaves.flatten()).unflatten(1, leaves.shape)  # (B, K, L)
+    level_sizes = [leaves.shape[1] >> level for level in range(1, leaves.shape[1].bit_length())]
+    for rows in gate_rows.split(level_sizes, 1):
+        a, b = values[:, :, 0::2], values[:, :, 1::2]
+        c0, c1, c2, c3 = coefficients[rows].unbind(-1)
+        values = c0 + c1 * a + c2 * b + c3 * (a * b)
+    return values.squeeze(2)
+
+
+def logic_forest(
+    x: torch.Tensor,
+    leaves: torch.Tensor,
+    gate_rows: torch.Tensor,
+    coefficients: torch.Tensor,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """Evaluate K trees of gates, leaf l of tree k being feature leaves[k, l].
+
+    Args:
+        x: (B, F), any strides; batch-innermost (strides (1, B)) avoids a copy.
+        leaves: (K, L) int64; L = 2, 4, 8 or 16.
+        gate_rows: (K, G) int64, the row of coefficients of each gate, level by level from the leaves; every row once.
+        coefficients: (K * G, 4), columns c0..c3, the dtype of x.
+        implementation: "auto", "cpu", "cuda" or "python".
+
+    Returns:
+        (B, K); batch-innermost from the native kernel.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        IndexError: a leaf outside [0, F), or a row that is missing or named twice.
+    """
+    check_tensors("logic_forest", x, 2, coefficients)
+    num_gates = gate_rows.shape[-1]
+    if num_gates not in (1, 3, 7, 15) or gate_rows.numel() != len(coefficients):
+        raise ValueError(
+            f"logic_forest needs gate_rows of shape (trees, 1, 3, 7 or 15) with one entry a row of coefficients, "
+            f"got {tuple(gate_rows.shape)} for {len(coefficients)} rows"
+        )
+    shape = (len(gate_rows), num_gates + 1)
+    for name, wiring in (("leaves", leaves), ("gate_rows", gate_rows)):
+        if wiring.dtype != torch.int64 or wiring.device != x.device or leaves.shape != shape:
+            raise ValueError(
+                f"logic_forest needs leaves of shape {shape} for these gate_rows, both int64 on {x.device}; "
+                f"got {name} of {tuple(wiring.shape)}, {wiring.dtype}, on {wiring.device}"
+            )
+    if not use_native(implementation, x):
+        return reference_logic_forest(x, leaves, gate_rows, coefficients)
+    y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients)
+    return y
+
+
+def native_forest_forward(
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor | None, coefficients: torch.Tensor
+) -> torch.Tensor:
+    """The native kernel; gate_rows None means one row after the other."""
+    x, leaves, coefficients = batch_innermost(x), leaves.contiguous(), coefficients.contiguous()
+    gate_rows = None if gate_rows is None else gate_rows.contiguous()
+    y = batch_innermost_empty(x, len(leaves))
+    native().logic_forest_forward(
+        x=x.data_ptr(),
+        leaves=leaves.data_ptr(),
+        gate_rows=0 if gate_rows is None else gate_rows.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        y=y.data_ptr(),
+        batch=x.shape[0],
+        features=x.shape[1],
+        trees=leaves.shape[0],
+        gates=leaves.shape[1] - 1,
+        itemsize=x.element_size(),
+        threads=torch.get_num_threads(),
+    )
+    return y
+
+
+def native_forest_backward(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    leaves: torch.Tensor,
+    gate_rows: torch.Tensor | None,
+    coefficients: torch.Tensor,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
+    grad_y, x = batch_innermost(grad_y), batch_innermost(x)
+    leaves, coefficients = leaves.contiguous(), coefficients.contiguous()
+    gate_rows = None if gate_rows is None else gate_rows.contiguous()
+    grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
+    grad_coefficients = torch.empty_like(coefficients)
+    partials = x.new_empty(native().num_forest_blocks(x.shape[0]), *coefficients.shape)
+    native().logic_forest_backward(
+        grad_y=grad_y.data_ptr(),
+        x=x.data_ptr(),
+        leaves=leaves.data_ptr(),
+        gate_rows=0 if gate_rows is None else gate_rows.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        grad_x=grad_x.data_ptr() if needs_grad_x else 0,
+        grad_coefficients=grad_coefficients.data_ptr(),
+        partials=partials.data_ptr(),
+        batch=x.shape[0],
+        features=x.shape[1],
+        trees=leaves.shape[0],
+        gates=leaves.shape[1] - 1,
+        itemsize=x.element_size(),
+        threads=torch.get_num_threads(),
+    )
+    return grad_x, grad_coefficients
+
+
+@torch.library.custom_op("convlogic::logic_forest", mutates_args=(), device_types="cpu")
+def _forward(
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    return native_forest_forward(x, leaves, gate_rows, coefficients)
+
+
+@_forward.register_fake
+def _(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    return batch_innermost_empty(x, leaves.shape[0])
+
+
+@torch.library.custom_op("convlogic::logic_forest_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    leaves: torch.Tensor,
+    gate_rows: torch.Tensor,
+    coefficients: torch.Tensor,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x)
+
+
+@_backward.register_fake
+def _(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    leaves: torch.Tensor,
+    gate_rows: torch.Tensor,
+    coefficients: torch.Tensor,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
+    return grad_x, x.new_empty(coefficients.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    needs_grad_x = ctx.needs_input_grad[0]
+    grad_x, grad_coefficients = _backward(grad_y, *ctx.saved_tensors, needs_grad_x)
+    return grad_x if needs_grad_x else None, None, None, grad_coefficients
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

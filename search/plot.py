@@ -1,0 +1,75 @@
+"""python -m search.plot: draw a study's trials and its front, accuracy over gates."""
+
+from pathlib import Path
+
+import click
+
+from .command import command, run_command
+
+
+@command("plot", "Draw a study: discrete validation accuracy over raw gates, and the front.")
+@click.option("--study", required=True, help="Name of the study.")
+@click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG, SVG or PDF.")
+def plot(study: str, storage: str, output: Path) -> None:
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    from .checkpoints import write_atomically
+    from .config import default_storage
+    from .errors import UsageError
+    from .report import accuracy, complete, front, gates
+    from .storage import open_study, storage_errors, trial_views
+
+    kind = output.suffix.removeprefix(".").lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise UsageError(f"{output} must end in .png, .svg or .pdf")
+    url = storage or default_storage(study)
+    with storage_errors(url):
+        done = complete(trial_views(open_study(url, study)))
+    if not done:
+        raise UsageError("the study has no complete trial yet: run `python -m search.run` again to finish it")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    groups = (
+        (
+            "stopped early",
+            "o",
+            "tab:gray",
+            [view for view in done if "stopped_at_rung" in view.attrs and not view.known],
+        ),
+        (
+            "full budget",
+            "o",
+            "tab:blue",
+            [view for view in done if "stopped_at_rung" not in view.attrs and not view.known],
+        ),
+        ("known before the study", "*", "tab:red", [view for view in done if view.known]),
+    )
+    for label, marker, colour, views in groups:
+        if views:
+            size = 160 if marker == "*" else 36
+            axes.scatter([*map(gates, views)], [*map(accuracy, views)], s=size, marker=marker, c=colour, label=label)
+    members = front(done)
+    axes.step(
+        [*map(gates, members)], [*map(accuracy, members)], where="post", color="tab:green", zorder=0, label="front"
+    )
+    for view in members:
+        axes.annotate(str(view.number), (gates(view), accuracy(view)), textcoords="offset points", xytext=(5, 5))
+    axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set(xlabel="raw gates", ylabel="discrete validation accuracy", title=f"study {study}: {len(done)} trials")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    image = io.BytesIO()
+    figure.savefig(image, format=kind, dpi=110)
+    write_atomically(output, image.getvalue())
+    click.echo(f"{len(done)} trials of study {study}, {len(members)} on the front -> {output}")
+
+
+if __name__ == "__main__":
+    run_command(plot)

@@ -1,0 +1,86 @@
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from click import Command
+from optuna.storages import InMemoryStorage
+
+from search.command import run_command
+from search.data import Dataset
+from spaces import SPACES, Space
+from tests.search.tiny import TINY, Runs, synthetic_dataset
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Nothing here is big enough to share, and cores that others use make two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_optuna() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def tiny_space(monkeypatch: pytest.MonkeyPatch) -> Space:
+    monkeypatch.setitem(SPACES, TINY.name, TINY)
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    return synthetic_dataset()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, in which studies/ and mlflow.db come to lie."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("CONVLOGIC_DATA", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(workspace: Path, tiny_space: Space, dataset: Dataset) -> Runs:
+    return Runs(dataset, InMemoryStorage())
+
+
+@pytest.fixture
+def run_sqlite(workspace: Path, tiny_space: Space, dataset: Dataset) -> Runs:
+    return Runs(dataset, None)
+
+
+@dataclass
+class Outcome:
+    """What a command left: exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    workspace: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Runs a command in this process as `python -m` would, in the workspace."""
+
+    def call(command: Command, *arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command(command)
+        assert isinstance(ended.value.code, int)
+        streams = capsys.readouterr()
+        return Outcome(ended.value.code, streams.out, streams.err)
+
+    return call

@@ -1,0 +1,228 @@
+"""What a driver killed at any moment leaves, and how the next one goes on. Real kills are in tests/faults."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import InMemoryStorage
+
+from search.checkpoints import Checkpoints
+from search.jobs import Job
+from search.storage import TrialView, trial_views
+from search.training import EpochRecord
+from search.workers import Event, InlineExecutor, Progress
+from tests.search.tiny import BASELINE, FakeExecutor, Runs, measured, tiny_candidate
+
+WRITES = (
+    "create_new_trial",
+    "set_trial_param",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "set_trial_state_values",
+)
+CHECKPOINTS = Path("studies/tiny/checkpoints")
+TRIALS = 5
+OPTIONS: dict[str, Any] = {"trials": TRIALS, "max_gates": 2000, "sampler": "random", "seed": 3}
+
+
+class Killed(BaseException):
+    """Nothing catches it: what was written before it is all that the next driver finds."""
+
+
+def kill_after(number: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Raise instead of the write after the first `number`, and go on raising; the list fills with what was written."""
+    written: list[str] = []
+
+    def counting(owner: Any, name: str) -> Callable[..., Any]:
+        original = getattr(owner, name)
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            if len(written) >= number:
+                raise Killed
+            written.append(name)
+            return original(*args, **kwargs)
+
+        return write
+
+    for owner, names in ((InMemoryStorage, WRITES), (Checkpoints, ("write", "remove"))):
+        for name in names:
+            monkeypatch.setattr(owner, name, counting(owner, name))
+    return written
+
+
+def check_whole(views: list[TrialView]) -> None:
+    """What must hold of a study that reached its total, whatever happened on the way."""
+    assert sum(view.counts for view in views) == TRIALS
+    assert {view.state for view in views} <= {"complete", "rejected"}
+    assert all(view.frozen.state.is_finished() for view in views)
+    assert [view.number for view in views if view.known] == [0]
+    assert views[0].params == BASELINE
+    for view in views:
+        if view.state == "complete":
+            assert view.candidate is not None
+            job = Job(view.number, view.candidate, view.attrs["seed"], 9, None)
+            assert view.records == tuple(measured(job, epoch) for epoch in range(1, view.epoch + 1))
+            assert view.frozen.values == [view.records[-1].acc_discrete, float(view.raw_gates or 0)]
+            assert ("stopped_at_rung" in view.attrs) == (view.epoch < 9)
+    assert not CHECKPOINTS.exists() or list(CHECKPOINTS.iterdir()) == []
+
+
+def test_a_kill_before_any_write_costs_nothing(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write of a study in turn is the first that did not happen."""
+    with monkeypatch.context() as patch:
+        written = kill_after(1_000_000, patch)
+        whole = run(FakeExecutor(num_workers=2), **OPTIONS)
+    check_whole(whole)
+    assert any(view.state == "rejected" for view in whole)
+    assert len({view.epoch for view in whole if view.records}) > 1
+    for number in range(len(written)):
+        run.memory = InMemoryStorage()
+        with monkeypatch.context() as patch:
+            kill_after(number, patch)
+            with pytest.raises(Killed):
+                run(FakeExecutor(num_workers=2), **OPTIONS)
+        before = trial_views(run.study(run.config(**OPTIONS)))
+        executor = FakeExecutor(num_workers=2)
+        views = run(executor, **OPTIONS)
+        check_whole(views)
+        for view in before:  # same numbers and parameters, and what was measured stays
+            assert view.params.items() <= views[view.number].params.items()
+            assert views[view.number].records[: len(view.records)] == view.records
+        for job in executor.jobs:
+            assert job.until_epoch > (before[job.trial].epoch if job.trial < len(before) else 0)
+            assert (job.checkpoint is None) == (job.until_epoch == 1)
+
+
+def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions of a few writes each: as slow as can be, and it ends."""
+    num_kills = 0
+    views: list[TrialView] = []
+    while not views:
+        with monkeypatch.context() as patch:
+            kill_after(12, patch)
+            try:
+                views = run(FakeExecutor(num_workers=2), **OPTIONS)
+            except Killed:
+                num_kills += 1
+        assert num_kills < 100
+    assert num_kills > 5
+    check_whole(views)
+
+
+class Interrupted(InlineExecutor):
+    """Trains for real, and is killed before an epoch or rung is told."""
+
+    events_left = 0
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        if self.events_left == 0:
+            raise Killed
+        self.events_left -= 1
+        return super().wait(timeout_s)
+
+
+def what_was_measured(views: list[TrialView]) -> list[list[tuple[float, ...]]]:
+    def without_clock(record: EpochRecord) -> tuple[float, ...]:
+        return (record.epoch, record.loss, record.acc_soft, record.acc_discrete)
+
+    return [[without_clock(record) for record in view.records] for view in views]
+
+
+@pytest.mark.parametrize("lose_checkpoints", [False, True])
+def test_a_resumed_study_measures_what_an_uninterrupted_one_does(run_sqlite: Runs, lose_checkpoints: bool) -> None:
+    options: dict[str, Any] = {"trials": 3, "seed": 5}
+    whole = run_sqlite(study="whole", **options)
+    executor = Interrupted(run_sqlite.dataset)
+    executor.events_left = 9  # the baseline's rungs at 1 and 3, each with its end, and four epochs of the last
+    with pytest.raises(Killed):
+        run_sqlite(executor, study="tiny", **options)
+    assert [path.name for path in sorted(CHECKPOINTS.iterdir())] == [
+        f"trial_00000_epoch_{epoch}.safetensors" for epoch in (1, 3)
+    ]
+    if lose_checkpoints:
+        for path in CHECKPOINTS.iterdir():
+            path.unlink()
+    jobs = []
+    executor = InlineExecutor(run_sqlite.dataset)
+    submit = executor.submit
+    executor.submit = lambda job: (jobs.append(job), submit(job))[1]  # type: ignore[method-assign, func-returns-value]
+    resumed = run_sqlite(executor, study="tiny", **options)
+    assert (jobs[0].trial, jobs[0].until_epoch) == (0, 9)
+    assert (jobs[0].checkpoint is None) == lose_checkpoints
+    assert [view.params for view in resumed] == [view.params for view in whole]
+    assert what_was_measured(resumed) == what_was_measured(whole)
+    assert [view.frozen.values for view in resumed] == [view.frozen.values for view in whole]
+    assert list(CHECKPOINTS.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_fails_the_trial_in_words(run: Runs) -> None:
+    executor = Interrupted(run.dataset)
+    executor.events_left = 2
+    with pytest.raises(Killed):
+        run(executor, trials=1)
+    (CHECKPOINTS / "trial_00000_epoch_1.safetensors").write_bytes(b"garbage")
+    (view,) = run(trials=1)
+    assert view.state == "failed"
+    assert "not a checkpoint of this configuration" in view.attrs["message"]
+
+
+def test_leftovers_of_other_trials_are_removed(run: Runs) -> None:
+    CHECKPOINTS.mkdir(parents=True)
+    for name in ("trial_00007_epoch_1.safetensors", ".trial_00000_epoch_1.safetensors.4711"):
+        (CHECKPOINTS / name).touch()
+    run(FakeExecutor())
+    assert list(CHECKPOINTS.iterdir()) == []
+
+
+class StuckAtTrial1(FakeExecutor):
+    """Each trial is better than the one before. Trial 1 never finishes its second rung; killed at trial 5."""
+
+    def __init__(self) -> None:
+        def rising(job: Job, events: list[Event]) -> list[Event]:
+            return [
+                Progress(job, replace(event.record, acc_discrete=job.trial / 10))
+                if isinstance(event, Progress)
+                else event
+                for event in events
+            ]
+
+        super().__init__(rising, num_workers=2)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        if self.jobs[-1].trial == 5:
+            raise Killed
+        self._running.sort(key=lambda job: (job.trial, job.until_epoch) == (1, 3))
+        return super().wait(timeout_s)
+
+
+def test_a_trial_that_went_on_goes_on(run: Runs) -> None:
+    """It was the best of those there were; decided again, among the better ones since, it would be stopped."""
+    options: dict[str, Any] = {"trials": 6, "objectives": ("accuracy",)}
+    executor = StuckAtTrial1()
+    with pytest.raises(Killed):
+        run(executor, **options)
+    assert (1, 3) in [(job.trial, job.until_epoch) for job in executor.jobs]
+    again = FakeExecutor(executor.script)
+    run(again, **options)
+    assert (1, 3) in [(job.trial, job.until_epoch) for job in again.jobs]
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_trial_that_was_stopped_is_stopped(run: Runs, decided: bool) -> None:
+    """Killed between that decision and telling Optuna; without it the trial, the best of all, goes on."""
+    config = run.config(trials=1)
+    run(FakeExecutor(), trials=1)
+    study = run.study(config)
+    trial = study.ask()
+    for name, value in run(FakeExecutor(), trials=1, study="other")[0].attrs.items():
+        if name in ("seed", "started_ms", "gates_raw", "candidate"):
+            trial.set_user_attr(name, value)
+    record = replace(measured(Job(1, tiny_candidate(), 0, 1, None), 1), acc_discrete=1.0)
+    trial.set_user_attr("rung_1", [record.to_json()])
+    if decided:
+        trial.set_user_attr("stopped_at_rung", 1)
+    views = run(FakeExecutor(), trials=2)
+    assert views[1].state == "complete"
+    assert (views[1].epoch == 1) == decided
