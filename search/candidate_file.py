@@ -3,34 +3,48 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import Field, TypeAdapter, ValidationError
 
+from convlogic_core.model import Strict
 from spaces.candidate import Candidate
 
 from .config import first_problem
-from .errors import UsageError
+from .errors import UsageError, one_line
 
 FORMAT: Final = "convlogic-candidate"
 FORMAT_VERSION: Final = 1
 
 
-@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
-class CandidateFile:
+class Origin(Strict):
+    """Where a candidate came from, and what it measured there after `epoch` epochs."""
+
+    study: str
+    trial: int
+    known: str | None
+    epoch: int
+    acc_discrete: float
+    acc_soft: float
+    raw_gates: int
+    params: dict[str, bool | int | float | str]
+
+
+@dataclass(frozen=True)
+class CandidateFile(Strict):
     """What `search.export` writes: a candidate, its seed, and where it came from.
 
     Args:
         candidate: enough, with the seed, to train it again.
-        seed: of wiring, weights and data order.
-        origin: study, trial, and what it measured; for people, not read again.
+        seed: of wiring, weights and data order; below 2**32.
+        origin: for people, and for MLflow.
     """
 
     candidate: Candidate
-    seed: int
-    origin: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    origin: Origin
 
 
 _CANDIDATE = TypeAdapter(Candidate)
@@ -67,8 +81,8 @@ def load_candidate_file(path: Path) -> CandidateFile:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; {way_out}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML ({str(error).splitlines()[0]}); {way_out}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not YAML ({one_line(error)}); {way_out}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise UsageError(f"{path} is not an exported configuration (no `format: {FORMAT}`); {way_out}")
     if body.get("version") != FORMAT_VERSION:

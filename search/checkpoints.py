@@ -1,5 +1,6 @@
 """Checkpoints of running trials on the driver's disk: written whole or not at all."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise Failure(f"cannot write {path}: {error.strerror}; make room or run in another folder") from error
 
 

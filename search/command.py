@@ -1,12 +1,16 @@
 """How every command starts and ends: options by click, an error as one line, exit codes 0, 1, 2 and 130."""
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .errors import Failure, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def run_command(command: click.Command) -> NoReturn:
@@ -21,6 +25,19 @@ def run_command(command: click.Command) -> NoReturn:
         code, message = 130, "interrupted; what was stored is kept: the same command goes on from there"
     print(f"error: {message}" if code != 130 else message, file=sys.stderr)
     sys.exit(code)
+
+
+def interpreter() -> str:
+    """How the user starts this Python: by name in an active environment, by path otherwise."""
+    active = os.environ.get("VIRTUAL_ENV") == sys.prefix or sys.prefix == sys.base_prefix
+    return "python" if active else os.path.relpath(sys.executable)
+
+
+def make_console() -> "Console":
+    """Where commands print: plain text, and wide enough for a table where no terminal says how wide."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 def command(name: str, help_text: str) -> Callable[[Callable[..., Any]], click.Command]:

@@ -92,7 +92,8 @@ class StudyConfig(BaseModel):
         identity: dict[str, Any] = {
             "space": self.space,
             "data": asdict(self.data_spec),
-            "epochs": self.budget.epochs,
+            "rungs": list(self.budget.rungs),
+            "reduction": self.budget.reduction,
             "objectives": list(self.objectives),
             "seed": self.seed,
             "parameters": self.search_space.fingerprint(),
@@ -140,6 +141,8 @@ def first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return message
+    if isinstance(problem["input"], dict | list | tuple):
+        return f"{where}: {message[0].lower()}{message[1:]}"
     return f"{where}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

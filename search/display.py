@@ -1,6 +1,7 @@
 """What a search shows while it runs: a live table on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -9,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from .report import describe
+from .report import best_trial, describe
 from .storage import TrialView
 from .training import EpochRecord
 
@@ -27,17 +28,18 @@ class Display:
     Args:
         console: where to print.
         total: the study's trials.
-        done: how many of them ended before.
+        before: the study's trials so far.
         full_epochs: of the whole budget.
     """
 
-    def __init__(self, console: Console, total: int, done: int, full_epochs: int) -> None:
-        self.console, self.total, self.done, self.full_epochs = console, total, done, full_epochs
+    def __init__(self, console: Console, total: int, before: Sequence[TrialView], full_epochs: int) -> None:
+        self.console, self.total, self.full_epochs = console, total, full_epochs
+        self.done = sum(view.counts and view.state != "running" for view in before)
         self._running: dict[int, _Running] = {}
-        self._best: TrialView | None = None
+        self._best = best_trial(before)
         self._start, self._epochs_seen, self._ended_here = time.monotonic(), 0, 0
         self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
-        self._task = self._bar.add_task("", total=total, completed=done, eta="")
+        self._task = self._bar.add_task("", total=total, completed=self.done, eta="")
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
@@ -56,9 +58,9 @@ class Display:
             new = trial.number not in self._running
             self._running[trial.number] = _Running(trial)
             if new and trial.epoch == 0:
-                self._say(f"trial {trial.number} asked: {describe(trial)}, {trial.raw_gates:,} raw gates")
+                self._say_if_plain(f"trial {trial.number} asked: {describe(trial)}, {trial.raw_gates:,} raw gates")
             else:
-                self._say(f"trial {trial.number} goes on after epoch {trial.epoch}: {_measured(trial)}")
+                self._say_if_plain(f"trial {trial.number} goes on after epoch {trial.epoch}: {_measured(trial)}")
             return
         self._running.pop(trial.number, None)
         if trial.counts:
@@ -87,9 +89,13 @@ class Display:
             self._bar.update(self._task, completed=self.done, eta=self._eta())
             self._live.update(self._table())
 
-    def _say(self, line: str) -> None:
+    def _say_if_plain(self, line: str) -> None:
+        """What the live table shows anyway."""
         if self._live is None:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
 
     def _progress(self) -> str:
         return f" [{self.done}/{self.total}{', ' + self._eta() if self._eta() else ''}]"

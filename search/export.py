@@ -1,12 +1,13 @@
 """python -m search.export: write one trial's configuration as a YAML that is enough by itself."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .command import command, run_command
+from .command import command, interpreter, run_command
 
 if TYPE_CHECKING:
     from .storage import TrialView
@@ -21,37 +22,31 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="YAML to write.")
 def export(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
-    from .candidate_file import CandidateFile, dump_candidate_file
-    from .checkpoints import write_atomically
-    from .config import check_study_name, default_storage
-    from .errors import UsageError
-    from .storage import open_study, storage_errors, trial_views
+    from convlogic_core import raw_gates
 
-    try:
-        check_study_name(study)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    url = storage or default_storage(study)
-    with storage_errors(url):
-        trial = pick_trial(trial_views(open_study(url, study)), pick, max_gates)
+    from .candidate_file import CandidateFile, Origin, dump_candidate_file
+    from .checkpoints import write_atomically
+    from .storage import stored_trials
+
+    trial = pick_trial(stored_trials(study, storage), pick, max_gates)
     assert trial.candidate is not None
     record = trial.records[-1]
-    origin = {
-        "study": study,
-        "trial": trial.number,
-        "known": trial.known,
-        "epoch": record.epoch,
-        "val/acc_discrete": record.acc_discrete,
-        "val/acc_soft": record.acc_soft,
-        "gates/raw": trial.raw_gates,
-        "params": trial.params,
-    }
+    origin = Origin(
+        study,
+        trial.number,
+        trial.known,
+        record.epoch,
+        record.acc_discrete,
+        record.acc_soft,
+        raw_gates(trial.candidate.model),
+        trial.params,
+    )
     file = CandidateFile(trial.candidate, trial.attrs["seed"], origin)
     write_atomically(output, dump_candidate_file(file).encode())
     click.echo(
         f"trial {trial.number} of study {study}: {record.acc_discrete:.2%} discrete validation accuracy after "
         f"{record.epoch} of {trial.candidate.train.epochs} epochs, {trial.raw_gates:,} raw gates -> {output}\n"
-        f"python -m search.train {output}"
+        f"{interpreter()} -m search.train {shlex.quote(str(output))}"
     )
 
 
@@ -75,7 +70,7 @@ def pick_trial(views: "Sequence[TrialView]", pick: str, max_gates: int | None) -
             )
         return best
     kind, _, number = pick.partition("=")
-    if kind != "trial" or not number.isdigit():
+    if kind != "trial" or not (number.isascii() and number.isdecimal()):
         raise UsageError(f"--pick {pick!r} is neither `best` nor `trial=N`")
     if max_gates is not None:
         raise UsageError("--max-gates chooses among trials: leave it out with --pick trial=N")

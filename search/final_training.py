@@ -11,12 +11,14 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from convlogic_core import raw_gates
+from convlogic_core import build_model, raw_gates
+from spaces.candidate import Candidate
 
 from .candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
 from .checkpoints import write_atomically
-from .data import load_dataset, load_test
-from .errors import Failure, UsageError
+from .command import make_console
+from .data import Dataset, load_dataset, load_test
+from .errors import Failure, UsageError, one_line
 from .training import (
     Diverged,
     EncodedDataset,
@@ -52,7 +54,7 @@ def final_training(
         UsageError: `output` holds another configuration's results.
         Failure: data, memory, disk, or a loss that is not finite.
     """
-    console = Console(highlight=False)
+    console = make_console()
     candidate = file.candidate
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -60,15 +62,17 @@ def final_training(
     seeds = [file.seed, *(derived_seed(file.seed, 1_000_000 + i) for i in range(1, num_seeds))]
     folders = [_prepare_folder(output, replace(file, seed=seed)) for seed in seeds]
     dataset = load_dataset(candidate.data.dataset, data_dir, candidate.data.limit_train)
+    _check_data(candidate, dataset)
     data = encode_dataset(dataset, candidate.data, device)
-    results = []
     for seed, folder in zip(seeds, folders, strict=True):
-        finished = folder / "metrics.json"
-        if not finished.exists():
-            run, records = _train(console, file, seed, data, folder)
-            _save(run, records, data, folder, data_dir, device)
-        results.append(_load_result(seed, folder))
-        _print_result(console, results[-1])
+        if not (folder / "model.safetensors").exists():
+            _train(console, file, seed, data, folder)
+    for folder in folders:  # the test set is opened once every seed is trained
+        if not (folder / "metrics.json").exists():
+            _test(file, data, folder, data_dir)
+    results = [_load_result(seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
+    for result in results:
+        _print_result(console, result)
     if num_seeds > 1:
         _print_summary(console, results)
     _log(name, file, results, tracking_uri, console)
@@ -78,19 +82,28 @@ def final_training(
 def _prepare_folder(output: Path, file: CandidateFile) -> Path:
     """The seed's folder with its config.yaml in it."""
     folder = output / f"seed_{file.seed}"
-    config = folder / "config.yaml"
-    if config.exists():
+    for config in output.glob("seed_*/config.yaml"):
         if load_candidate_file(config).candidate != file.candidate:
-            raise UsageError(f"{folder} holds results of another configuration: give -o another folder")
-    else:
-        write_atomically(config, dump_candidate_file(file).encode())
+            raise UsageError(f"{config.parent} holds results of another configuration: give -o another folder")
+    if not (folder / "config.yaml").exists():
+        write_atomically(folder / "config.yaml", dump_candidate_file(file).encode())
     return folder
 
 
-def _train(
-    console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path
-) -> tuple[TrainingRun, list[EpochRecord]]:
-    """Up to the full budget, from the folder's checkpoint where there is one."""
+def _check_data(candidate: Candidate, dataset: Dataset) -> None:
+    """Refuse a network that was made for other images."""
+    channels, rows, columns = dataset.info.image_shape
+    shape = (channels * candidate.data.num_thresholds, rows, columns)
+    model = candidate.model
+    if model.input_shape != shape or model.num_classes != dataset.info.num_classes:
+        raise UsageError(
+            f"the model takes {model.input_shape} planes and {model.num_classes} classes, {dataset.name} has "
+            f"{shape} and {dataset.info.num_classes}: change input_shape and num_classes, or the dataset"
+        )
+
+
+def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path) -> None:
+    """Up to the full budget, from the folder's checkpoint where there is one; then the weights are saved."""
     checkpoint, history = folder / "checkpoint.safetensors", folder / "epochs.json"
     epochs = file.candidate.train.epochs
     run = TrainingRun(file.candidate, data, seed)
@@ -105,6 +118,8 @@ def _train(
             records.append(run.run_epoch())
         except Diverged as error:
             raise Failure(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise Failure(f"out of memory ({one_line(error)}): lower batch_size or k") from error
         record = records[-1]
         console.print(
             f"seed {seed} epoch {record.epoch}/{epochs}: loss {record.loss:.4f}, validation discrete "
@@ -112,28 +127,29 @@ def _train(
         )
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S and run.epoch < epochs:
             # history first: a kill between the two leaves a history that is longer, which is cut when read
-            write_atomically(history, json.dumps([r.to_json() for r in records]).encode())
+            write_atomically(history, _to_json(records))
             write_atomically(checkpoint, run.checkpoint())
             saved_at = time.monotonic()
-    return run, records
-
-
-def _save(
-    run: TrainingRun,
-    records: list[EpochRecord],
-    data: EncodedDataset,
-    folder: Path,
-    data_dir: str | None,
-    device: torch.device,
-) -> None:
-    """Weights, every epoch and, last, the metrics: a folder with metrics.json is finished."""
-    candidate = run.candidate
-    test = encode(load_test(candidate.data.dataset, data_dir), data.thresholds, device)
-    soft, discrete = soft_and_discrete_accuracy(run.model, test)
     tensors = {name: value.contiguous() for name, value in run.model.state_dict().items()}
     tensors["thresholds"] = data.thresholds
+    write_atomically(history, _to_json(records))
     write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
-    write_atomically(folder / "epochs.json", json.dumps([record.to_json() for record in records]).encode())
+    checkpoint.unlink(missing_ok=True)
+
+
+def _to_json(records: list[EpochRecord]) -> bytes:
+    return json.dumps([record.to_json() for record in records]).encode()
+
+
+def _test(file: CandidateFile, data: EncodedDataset, folder: Path, data_dir: str | None) -> None:
+    """Measure a trained seed on the test set; a folder with metrics.json is finished."""
+    candidate, device = file.candidate, data.train.x.device
+    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    test = encode(load_test(candidate.data.dataset, data_dir), tensors.pop("thresholds"), device)
+    model = build_model(candidate.model, seed=0)
+    model.load_state_dict(tensors)
+    soft, discrete = soft_and_discrete_accuracy(model.to(device), test)
+    records = [EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text())]
     metrics = {
         **records[-1].metrics(),
         "test/acc_soft": soft,
@@ -141,7 +157,6 @@ def _save(
         "gates/raw": raw_gates(candidate.model),
     }
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 def _load_result(seed: int, folder: Path) -> FinalResult:
@@ -172,5 +187,7 @@ def _log(
 ) -> None:
     from .tracking import log_final_training
 
-    study = str(file.origin.get("study", name))
-    log_final_training(study, name, file, results, tracking_uri, lambda line: console.print(f"warning: {line}"))
+    study = file.origin.study
+    log_final_training(
+        study, name, file, results, tracking_uri, lambda line: console.print(f"warning: {line}", soft_wrap=True)
+    )

@@ -8,6 +8,7 @@ import torch
 from spaces.candidate import Candidate, DataSpec
 
 from .data import Dataset
+from .errors import Failure, one_line
 from .training import Diverged, EncodedDataset, EpochRecord, TrainingRun, check_memory, encode_dataset
 
 
@@ -47,17 +48,23 @@ class JobRunner:
             yield Failed("out of memory", str(error) or "out of memory")
         except Exception as error:
             out_of_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-            yield Failed("out of memory" if out_of_memory else "error", f"{type(error).__name__}: {error}")
+            yield Failed("out of memory" if out_of_memory else "error", f"{type(error).__name__}: {one_line(error)}")
 
     def _run(self, job: Job) -> Iterator[EpochRecord | bytes]:
         if self.device.type == "cpu":
-            check_memory(job.candidate.model, job.candidate.train.batch_size)
+            try:
+                check_memory(job.candidate.model, job.candidate.train.batch_size)
+            except Failure as error:
+                raise MemoryError(str(error)) from error
         spec = job.candidate.data
         if spec not in self._encoded:
             self._encoded = {spec: encode_dataset(self.dataset, spec, self.device)}
         run = TrainingRun(job.candidate, self._encoded[spec], job.seed)
         if job.checkpoint is not None:
-            run.restore(job.checkpoint)
+            try:
+                run.restore(job.checkpoint)
+            except Failure:  # damaged: from the start the trial measures the same, later
+                run = TrainingRun(job.candidate, self._encoded[spec], job.seed)
         while run.epoch < job.until_epoch:
             yield run.run_epoch()
         yield run.checkpoint()

@@ -21,17 +21,14 @@ def plot(study: str, storage: str, output: Path) -> None:
     from matplotlib.ticker import PercentFormatter
 
     from .checkpoints import write_atomically
-    from .config import default_storage
     from .errors import UsageError
     from .report import accuracy, complete, front, gates
-    from .storage import open_study, storage_errors, trial_views
+    from .storage import stored_trials
 
     kind = output.suffix.removeprefix(".").lower()
     if kind not in ("png", "svg", "pdf"):
         raise UsageError(f"{output} must end in .png, .svg or .pdf")
-    url = storage or default_storage(study)
-    with storage_errors(url):
-        done = complete(trial_views(open_study(url, study)))
+    done = complete(stored_trials(study, storage))
     if not done:
         raise UsageError("the study has no complete trial yet: run `python -m search.run` again to finish it")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .rungs import front_numbers
 from .storage import TrialView
@@ -55,8 +56,10 @@ def describe(view: TrialView) -> str:
     if candidate is None:
         return ""
     model = candidate.model
+    if not model.conv:
+        return f"dense {'-'.join(str(layer.out_dim) for layer in model.dense)}, {model.parametrization}"
     kernels = "-".join(str(block.kernel) for block in model.conv)
-    depth = model.conv[0].tree_depth if model.conv else 0
+    depth = model.conv[0].tree_depth
     dense = "-".join(str(layer.out_dim) for layer in model.dense)
     return f"k={model.conv[0].out_channels} conv {kernels} depth {depth}, dense {dense}, {model.parametrization}"
 
@@ -76,35 +79,46 @@ def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Tab
             f"{view.records[-1].acc_soft:.2%}",
             f"{gates(view):,}",
             epochs,
-            describe(view) + (f"  [{view.known}]" if view.known else ""),
+            Text(describe(view) + (f" ({view.known})" if view.known else "")),
         )
     return table
 
 
-def print_report(console: Console, study: str, views: Sequence[TrialView], full_epochs: int, next_steps: str) -> None:
-    """The whole report."""
+def print_report(
+    console: Console,
+    study: str,
+    views: Sequence[TrialView],
+    full_epochs: int,
+    baseline_name: str,
+    max_gates: int | None,
+    next_steps: str,
+) -> None:
+    """The whole report. Trials over `max_gates` (the baseline may be one) are ranked last."""
     states = [view.state for view in views]
     counts = ", ".join(
         f"{states.count(state)} {state}" for state in ("complete", "running", "failed", "rejected") if state in states
     )
     stopped = sum("stopped_at_rung" in view.attrs for view in views)
-    console.print(f"\nstudy {study}: {counts or 'no trials'}; {stopped} of them stopped early", highlight=False)
+    console.print(f"\nstudy {study}: {counts or 'no trials'}; {stopped} of them stopped early", soft_wrap=True)
     done = complete(views)
     for view in views:
         if view.state == "failed":
             cause, message = view.attrs.get("cause", "unknown"), view.attrs.get("message", "")
-            console.print(f"  trial {view.number} failed ({cause}): {message}", highlight=False, markup=False)
+            console.print(f"  trial {view.number} failed ({cause}): {message}", soft_wrap=True)
     if not done:
         return
-    best = ranked(done)
+    over = [view for view in done if max_gates is not None and gates(view) > max_gates]
+    best = ranked([view for view in done if view not in over]) + ranked(over)
     console.print(trial_table("\nBest by discrete validation accuracy", best[:MAX_RANKED], full_epochs))
     console.print(trial_table("\nFront: none is both better and smaller", front(views), full_epochs))
-    baseline = next((view for view in views if view.known and view.state == "complete"), None)
-    if baseline is not None and baseline is not best[0]:
+    baseline = next((view for view in done if view.known == baseline_name), None)
+    if baseline is best[0]:
+        console.print(f"\nNothing beat the published baseline (trial {baseline.number}) in accuracy.")
+    elif baseline is not None:
         gained = 100 * (accuracy(best[0]) - accuracy(baseline))
         console.print(
             f"\nThe best is {gained:+.2f} points against the published baseline (trial {baseline.number}) at "
             f"{gates(best[0]) / gates(baseline):.2f} of its gates.",
-            highlight=False,
+            soft_wrap=True,
         )
-    console.print(f"\n{next_steps}", highlight=False, markup=False)
+    console.print(f"\n{next_steps}")

@@ -1,11 +1,15 @@
 """One session of a study: what `search.run` sets up around the driver, and the report at its end."""
 
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from optuna.logging import WARNING, set_verbosity
 from rich.console import Console
 
+from .command import interpreter, make_console
 from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
 from .display import Display
@@ -18,7 +22,7 @@ from .workers import Executor, make_executor
 
 def describe_study(config: StudyConfig) -> None:
     """What a run would do, without doing it."""
-    console = Console(highlight=False)
+    console = make_console()
     dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
     space, budget = config.search_space, config.budget
     console.print(f"study {config.study} in {shown(config.storage)}: {config.trials} trials in all")
@@ -37,7 +41,7 @@ def run_study(config: StudyConfig) -> None:
         UsageError, Failure: one line each; what was stored is kept.
     """
     set_verbosity(WARNING)
-    console = Console()
+    console = make_console()
     with storage_errors(config.storage):
         study = create_or_resume(
             config.storage,
@@ -64,14 +68,24 @@ def run_study(config: StudyConfig) -> None:
                 console.print(
                     f"study {config.study}: {config.trials} trials, {done} done, {num_unfinished} to go on with; "
                     f"{executor.describe()}; rungs at epochs {', '.join(map(str, config.budget.rungs))}",
-                    highlight=False,
+                    soft_wrap=True,
                 )
-                display = Display(console, config.trials, done, config.budget.epochs)
-                with display:
-                    StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
-                views = trial_views(study)
-                tracker.finish(best_trial(views))
-    print_report(console, config.study, views, config.budget.epochs, _next_steps(config))
+                display = Display(console, config.trials, views, config.budget.epochs)
+                try:
+                    with display:
+                        StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
+                finally:
+                    views = trial_views(study)
+                    tracker.finish(best_trial(views, config.max_gates))
+    print_report(
+        console,
+        config.study,
+        views,
+        config.budget.epochs,
+        config.search_space.known[0].name,
+        config.max_gates,
+        _next_steps(config),
+    )
     if not complete(views):
         raise Failure(f"no trial of study {config.study!r} completed")
 
@@ -86,18 +100,26 @@ def _executor(config: StudyConfig, dataset: Dataset) -> Iterator[Executor]:
 
 
 def _warn(console: Console, line: str) -> None:
-    console.print(f"warning: {line}", highlight=False, markup=False)
+    console.print(f"warning: {line}")
 
 
 def _next_steps(config: StudyConfig) -> str:
-    storage = "" if config.storage == default_storage(config.study) else f" --storage {shown(config.storage)}"
-    data = f" --data-dir {config.data_dir}" if config.data_dir else ""
-    uri = f" --backend-store-uri {config.tracking_uri}" if config.tracking_uri else ""
+    python = interpreter()
+    mlflow = str(Path(python).with_name("mlflow")) if os.sep in python else "mlflow"
+    storage = (
+        "" if config.storage == default_storage(config.study) else f" --storage {shlex.quote(shown(config.storage))}"
+    )
+    limit = "" if config.max_gates is None else f" --max-gates {config.max_gates}"
+    data = "" if config.data_dir is None else f" --data-dir {shlex.quote(config.data_dir)}"
+    store = "" if config.tracking_uri is None else f" --backend-store-uri {shlex.quote(config.tracking_uri)}"
+    look = f"{mlflow} ui{store}"
+    if (config.tracking_uri or "").startswith("http"):
+        look = str(config.tracking_uri)
     return "\n".join(
         (
             "What next:",
-            f"  mlflow ui{uri}    # every trial, epoch by epoch",
-            f"  python -m search.export --study {config.study}{storage} -o best.yaml",
-            f"  python -m search.train best.yaml{data}    # full budget, test accuracy",
+            f"  {look}    # every trial, epoch by epoch",
+            f"  {python} -m search.export --study {config.study}{storage}{limit} -o best.yaml",
+            f"  {python} -m search.train best.yaml{data}    # full budget, test accuracy",
         )
     )

@@ -2,13 +2,12 @@
 
 import click
 
-from .command import command, run_command
+from .command import command, make_console, run_command
 
 
 @command("spaces", "List what can be searched, or describe the space NAME.")
 @click.argument("name", required=False)
 def spaces(name: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from convlogic_core import raw_gates
@@ -17,7 +16,7 @@ def spaces(name: str | None) -> None:
     from .data import SOURCES
     from .errors import UsageError
 
-    console = Console(highlight=False)
+    console = make_console()
     if name is None:
         for space in SPACES.values():
             console.print(f"{space.name:14} {space.description}", soft_wrap=True)

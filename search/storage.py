@@ -2,7 +2,7 @@
 
 Trial attributes: `candidate`, `seed`, `known`, `started_ms`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`, `parent_started_ms`.
+attributes: `identity`.
 """
 
 import sqlite3
@@ -22,7 +22,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from spaces.candidate import Candidate
 
 from .candidate_file import parse_candidate
-from .errors import Failure, UsageError
+from .config import check_study_name, default_storage
+from .errors import Failure, UsageError, one_line
 from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 30
@@ -50,7 +51,7 @@ class TrialView:
     @property
     def state(self) -> str:
         """ "running", "complete", "failed", "rejected" or "waiting"."""
-        if "rejected" in self.attrs:
+        if "rejected" in self.attrs and self.frozen.state == TrialState.FAIL:
             return "rejected"
         return {"COMPLETE": "complete", "FAIL": "failed"}.get(self.frozen.state.name, self.frozen.state.name.lower())
 
@@ -119,7 +120,7 @@ def storage_errors(url: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        reason = one_line(getattr(cause, "orig", None) or cause)
         raise Failure(
             f"the study's database {shown(url)} failed: {reason}; nothing stored is lost, run the same command again"
         ) from error
@@ -139,21 +140,22 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
     engine_kwargs: dict[str, Any] = {}
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         file = Path(parsed.database)
         if not create and not file.exists():
             raise UsageError(f"no study database at {file}: run `python -m search.run` first or give --storage")
-        with storage_errors(url):
-            _prepare_sqlite(file)
+        if create:
+            with storage_errors(url):
+                _prepare_sqlite(file)
         engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     try:
         with storage_errors(url):
             return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError) as error:
-        raise Failure(f"storage {shown(url)}: {str(error).splitlines()[0]}") from error
+        raise Failure(f"storage {shown(url)}: {one_line(error)}") from error
 
 
 def _prepare_sqlite(file: Path) -> None:
@@ -185,6 +187,22 @@ def open_study(url: str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
 
 
+def stored_trials(name: str, url: str) -> list[TrialView]:
+    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+
+    Raises:
+        UsageError: no such name, file or study.
+        Failure: the database does not answer.
+    """
+    try:
+        check_study_name(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    url = url or default_storage(name)
+    with storage_errors(url):
+        return trial_views(open_study(url, name))
+
+
 def create_or_resume(
     url: str,
     name: str,
@@ -200,13 +218,15 @@ def create_or_resume(
     storage = open_storage(url, create=True)
     with storage_errors(url):
         study = optuna.create_study(study_name=name, storage=storage, directions=list(directions), load_if_exists=True)
-        stored = study.user_attrs.get("identity")
-        if stored is None and not study.get_trials(deepcopy=False):
+        if not study.get_trials(deepcopy=False):  # a study binds to its configuration with its first trial
+            if [direction.name.lower() for direction in study.directions] != list(directions):
+                optuna.delete_study(study_name=name, storage=storage)
+                study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
             with experimental():
                 study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
             return study
-    differences = identity_differences(stored or {}, identity)
+    differences = identity_differences(study.user_attrs.get("identity", {}), identity)
     if differences:
         raise UsageError(
             f"study {name!r} was made with another configuration ({'; '.join(differences)}): "
@@ -215,22 +235,16 @@ def create_or_resume(
     return study
 
 
-def identity_differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """What differs, each as "name: stored -> asked"."""
+def identity_differences(stored: dict[str, Any], asked: dict[str, Any], within: str = "") -> list[str]:
+    """What differs, each as "name: stored -> asked", by the full name of what lies within something."""
     differences = []
     for name in sorted(stored.keys() | asked.keys()):
         old, new = stored.get(name), asked.get(name)
-        if old == new:
-            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            differences += [f"{name}.{inner}" for inner in identity_differences_names(old, new)]
-        else:
-            differences.append(f"{name}: {old} -> {new}")
+            differences += identity_differences(old, new, f"{within}{name}.")
+        elif old != new:
+            differences.append(f"{within}{name}: {old} -> {new}")
     return differences
-
-
-def identity_differences_names(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    return [name for name in sorted(stored.keys() | asked.keys()) if stored.get(name) != asked.get(name)]
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:

@@ -81,6 +81,7 @@ class StudyDriver:
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
         self._ready: deque[Job] = deque()
         self._in_flight: dict[int, list[EpochRecord]] = {}
+        self._problem: str | None = None  # why no further trial is asked
         self._errors_in_a_row = 0
         views = trial_views(study)
         self._num_counted = sum(view.counts for view in views)
@@ -103,6 +104,8 @@ class StudyDriver:
                 self._in_flight[job.trial] = []
                 self.executor.submit(job)
             if not self._in_flight:
+                if self._problem is not None:
+                    raise Failure(self._problem)
                 return
             for event in self.executor.wait(POLL_S):
                 self._handle(event)
@@ -112,11 +115,11 @@ class StudyDriver:
     def _next_job(self) -> Job | None:
         if self._ready:
             return self._ready.popleft()
-        if self._num_counted >= self.config.trials or time.monotonic() > self._deadline:
+        if self._problem or self._num_counted >= self.config.trials or time.monotonic() > self._deadline:
             return None
         return self._ask()
 
-    def _ask(self) -> Job:
+    def _ask(self) -> Job | None:
         """A new trial that fits the limits; those that do not are stored as rejected and not counted."""
         for _ in range(MAX_REJECTED_IN_A_ROW):
             self._seed_sampler(len(self.study.get_trials(deepcopy=False)))
@@ -131,7 +134,8 @@ class StudyDriver:
             trial.set_user_attr("rejected", problem)
             self.study.tell(trial, state=TrialState.FAIL)
             self._tell_observers(trial.number)
-        raise Failure(f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}")
+        self._problem = f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}"
+        return None
 
     def _seed_sampler(self, number: int) -> None:
         """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
@@ -177,6 +181,7 @@ class StudyDriver:
             self._decide(view)
         else:
             self._ready.append(Job(view.number, view.candidate, view.attrs["seed"], self.rungs[0], None))
+            self._tell_observers(view.number)
 
     def _handle(self, event: Event) -> None:
         number = event.job.trial
@@ -206,9 +211,9 @@ class StudyDriver:
         self._set_attr(number, "cause", event.cause)
         self._set_attr(number, "message", event.message)
         self._tell(number, None)
-        self._errors_in_a_row = self._errors_in_a_row + 1 if event.cause == "error" else 0
+        self._errors_in_a_row = self._errors_in_a_row + 1 if event.cause in ("error", "worker died") else 0
         if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:  # the fault is not the trials': keep the rest of the budget
-            raise Failure(f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with {event.message}")
+            self._problem = f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with: {event.message}"
 
     def _decide(self, view: TrialView) -> None:
         """After a completed rung: on to the next one, or told."""

@@ -10,15 +10,12 @@ from .command import command, run_command
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
 def sync(study: str, storage: str, tracking_uri: str | None) -> None:
-    from .config import default_storage
     from .errors import Failure
     from .report import best_trial
-    from .storage import open_study, storage_errors, trial_views
+    from .storage import stored_trials
     from .tracking import Tracker
 
-    url = storage or default_storage(study)
-    with storage_errors(url):
-        views = trial_views(open_study(url, study))
+    views = stored_trials(study, storage)
 
     def fail(line: str) -> None:
         raise Failure(line)

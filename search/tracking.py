@@ -4,20 +4,24 @@ Everything is written with the worker's timestamps, which MLflow stores once how
 again changes nothing, so the whole view can be rebuilt from the storage at any time.
 """
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's seven retries wait four minutes for a server that is down, and the search with them
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from .candidate_file import CandidateFile
+from .errors import one_line
 from .storage import TrialView
 from .training import EpochRecord
 
@@ -42,8 +46,8 @@ class Tracker:
 
     def __init__(self, study: str, uri: str | None, warn: Callable[[str], None]) -> None:
         self.study, self._warn, self._down = study, warn, False
-        self._runs: dict[int, str] = {}
-        self._logged: dict[int, int] = {}
+        self._runs: dict[int, Run] = {}
+        self._logged: dict[int, int] = {}  # last epoch that a run has; absent before its parameters are there
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         self.uri = uri or mlflow.get_tracking_uri()
@@ -70,7 +74,9 @@ class Tracker:
         def close() -> None:
             if best is not None:
                 self._client.set_tag(self._parent, "best_trial", str(best.number))
-                self._client.log_metric(self._parent, "best/val/acc_discrete", best.acc_discrete or 0.0)
+                last = best.records[-1]
+                metric = Metric("best/val/acc_discrete", last.acc_discrete, last.timestamp_ms, last.epoch)
+                self._client.log_batch(self._parent, metrics=[metric])
             self._client.set_terminated(self._parent)
 
         self._try(close)
@@ -80,11 +86,10 @@ class Tracker:
             return
         try:
             action()
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # whatever a tracking store does, it never stops a search
             self._down = True
-            reason = str(error).splitlines()[0]
             self._warn(
-                f"MLflow at {self.uri} failed ({reason}): the search goes on without it; "
+                f"MLflow at {self.uri} failed ({one_line(error)}): the search goes on without it; "
                 f"`python -m search.sync --study {self.study}` makes up for it later"
             )
 
@@ -99,8 +104,7 @@ class Tracker:
             for run in page:
                 tags = run.data.tags
                 if TAG_TRIAL in tags:
-                    self._runs[int(tags[TAG_TRIAL])] = run.info.run_id
-                    self._logged[int(tags[TAG_TRIAL])] = int(tags.get(TAG_LOGGED_EPOCH, 0))
+                    self._runs[int(tags[TAG_TRIAL])] = run
                 elif tags.get(TAG_STUDY) == self.study and tags.get("role") == "study":
                     parent = run.info.run_id
             token = page.token
@@ -114,31 +118,34 @@ class Tracker:
         self._parent = parent
 
     def _log(self, trial: TrialView) -> None:
-        run_id = self._runs.get(trial.number) or self._create(trial)
-        metrics = [
-            Metric(name, value, record.timestamp_ms, record.epoch)
-            for record in trial.records
-            if record.epoch > self._logged.get(trial.number, 0)
-            for name, value in record.metrics().items()
-        ]
-        for start in range(0, len(metrics), MAX_BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+        run = self._run_of(trial)
+        if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
+            params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
+            gates = [] if trial.raw_gates is None else [Metric("gates/raw", trial.raw_gates, started_ms(trial), 0)]
+            self._client.log_batch(run.info.run_id, metrics=gates, params=params)
+        new = [record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)]
+        log_epochs(self._client, run.info.run_id, new)
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
         for name in ("stopped_at_rung", "cause", "message", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
-        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":
             end = trial.frozen.datetime_complete
             self._client.set_terminated(
-                run_id,
+                run.info.run_id,
                 status="FINISHED" if trial.state == "complete" else "FAILED",
                 end_time=int(end.timestamp() * 1000) if end else None,
             )
 
-    def _create(self, trial: TrialView) -> str:
-        started_ms: int = trial.attrs.get("started_ms", 0)
+    def _run_of(self, trial: TrialView) -> Run:
+        """The trial's run, made where there is none; one that started at another time is another study's."""
+        run = self._runs.get(trial.number)
+        if run is not None and run.info.start_time == started_ms(trial):
+            if TAG_LOGGED_EPOCH in run.data.tags:
+                self._logged.setdefault(trial.number, int(run.data.tags[TAG_LOGGED_EPOCH]))
+            return run
         tags = {
             TAG_STUDY: self.study,
             TAG_TRIAL: str(trial.number),
@@ -146,28 +153,38 @@ class Tracker:
             "known": trial.known or "",
         }
         name = f"trial {trial.number}" + (f" ({trial.known})" if trial.known else "")
-        run = self._client.create_run(self._experiment, start_time=started_ms or None, run_name=name, tags=tags)
-        run_id: str = run.info.run_id
-        self._runs[trial.number] = run_id
-        params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
-        metrics = [] if trial.raw_gates is None else [Metric("gates/raw", trial.raw_gates, started_ms, 0)]
-        self._client.log_batch(run_id, metrics=metrics, params=params)
-        return run_id
+        run = self._client.create_run(self._experiment, start_time=started_ms(trial), run_name=name, tags=tags)
+        self._runs[trial.number] = run
+        self._logged.pop(trial.number, None)
+        return run
+
+
+def started_ms(trial: TrialView) -> int:
+    """When the trial was asked."""
+    asked = trial.frozen.datetime_start
+    return int(asked.timestamp() * 1000) if asked else 0
+
+
+def log_epochs(client: MlflowClient, run_id: str, records: Sequence[EpochRecord]) -> None:
+    """Every metric of every epoch, in batches that MLflow takes."""
+    metrics = [
+        Metric(name, value, record.timestamp_ms, record.epoch)
+        for record in records
+        for name, value in record.metrics().items()
+    ]
+    for start in range(0, len(metrics), MAX_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
 
 
 def logged_params(trial: TrialView) -> dict[str, Any]:
-    """Every searched value under its own name, and tau and lr as used."""
+    """Every searched value under its own name; tau, lr and the number of outputs as used."""
     params = dict(trial.params)
     if trial.candidate is not None:
-        params |= {"tau": trial.candidate.model.tau, "lr": trial.candidate.train.lr, "seed": trial.attrs.get("seed")}
+        model, train = trial.candidate.model, trial.candidate.train
+        params |= {"tau": model.tau, "lr": train.lr, "seed": trial.attrs.get("seed")}
+        if model.dense:
+            params["num_outputs"] = model.dense[-1].out_dim
     return params
-
-
-def default_store_hint() -> str | None:
-    """Why a bare `mlflow ui` may not show this study: an old ./mlruns makes MLflow fall back to it."""
-    if Path("mlruns").is_dir() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        return "an old ./mlruns is in this folder and MLflow falls back to it: `mlflow ui` shows that one"
-    return None
 
 
 def log_final_training(
@@ -178,31 +195,27 @@ def log_final_training(
     uri: str | None,
     warn: Callable[[str], None],
 ) -> None:
-    """One run a seed in the study's experiment, tagged `final`; a seed that is there already is not logged again."""
+    """One run a seed in the study's experiment, tagged `final`; what is there already is not logged again."""
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(study)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(study)
+        candidate = file.candidate
         for result in results:
-            key = f"{name} {result.seed}"
+            key = hashlib.sha256(json.dumps([candidate.to_json(), result.seed]).encode()).hexdigest()
             if client.search_runs([experiment_id], f"tags.final = '{key}'"):
                 continue
-            run = client.create_run(experiment_id, run_name=f"final {key}", tags={TAG_STUDY: study, "final": key})
-            params = {**file.origin.get("params", {}), "tau": file.candidate.model.tau, "lr": file.candidate.train.lr}
-            client.log_batch(
-                run.info.run_id,
-                metrics=[
-                    Metric(metric, value, record.timestamp_ms, record.epoch)
-                    for record in result.records
-                    for metric, value in record.metrics().items()
-                ][-MAX_BATCH:],
-                params=[Param(param, str(value)) for param, value in params.items()],
-            )
+            run_name = f"final {name} seed {result.seed}"
+            run = client.create_run(experiment_id, run_name=run_name, tags={TAG_STUDY: study})
+            params = {**file.origin.params, "tau": candidate.model.tau, "lr": candidate.train.lr, "seed": result.seed}
+            client.log_batch(run.info.run_id, params=[Param(param, str(value)) for param, value in params.items()])
+            log_epochs(client, run.info.run_id, result.records)
             last = result.records[-1]
             ended = [Metric(metric, result.metrics[metric], last.timestamp_ms, last.epoch) for metric in FINAL_METRICS]
             client.log_batch(run.info.run_id, metrics=ended)
             for file_name in ("config.yaml", "metrics.json"):
                 client.log_artifact(run.info.run_id, str(result.folder / file_name))
+            client.set_tag(run.info.run_id, "final", key)
             client.set_terminated(run.info.run_id)
-    except (MlflowException, OSError) as error:
-        warn(f"MLflow failed ({str(error).splitlines()[0]}): the results in {results[0].folder.parent} are complete")
+    except Exception as error:  # the results are on disk; MLflow is a view of them
+        warn(f"MLflow failed ({one_line(error)}): the results in {results[0].folder.parent} are complete")

@@ -4,6 +4,8 @@ Everything random follows from (seed, epoch): a run restored from a checkpoint g
 Shapes: N images, C planes (channels * thresholds), H W image.
 """
 
+import hashlib
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -23,7 +25,7 @@ from convlogic_core.model import conv_shapes
 from spaces.candidate import Candidate, DataSpec
 
 from .data import Dataset, Images
-from .errors import Failure
+from .errors import Failure, one_line
 
 EVALUATION_BATCH = 1000
 
@@ -173,6 +175,7 @@ class TrainingRun:
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors["epoch"] = torch.tensor(self.epoch)
         tensors["seed"] = torch.tensor(self.seed)
+        tensors["candidate"] = self._digest()
         data: bytes = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
         return data
 
@@ -186,6 +189,8 @@ class TrainingRun:
             tensors = safetensors.torch.load(checkpoint)
             if int(tensors["seed"]) != self.seed:
                 raise Failure(f"the checkpoint is of seed {int(tensors['seed'])}, this run has seed {self.seed}")
+            if not torch.equal(tensors["candidate"], self._digest()):
+                raise Failure("not a checkpoint of this configuration: it is another's")
             self.model.load_state_dict(_part(tensors, "model."))
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in _part(tensors, "optimizer.").items():
@@ -195,8 +200,11 @@ class TrainingRun:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.epoch = int(tensors["epoch"])
         except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise Failure(f"not a checkpoint of this configuration: {reason}") from error
+            raise Failure(f"not a checkpoint of this configuration: {one_line(error)}") from error
+
+    def _digest(self) -> Tensor:
+        """Of the candidate: shapes alone would let another kernel size or rate pass."""
+        return torch.tensor([*hashlib.sha256(json.dumps(self.candidate.to_json()).encode()).digest()])
 
 
 def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:
@@ -210,13 +218,13 @@ def derived_seed(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
 
 
-def check_memory(spec: ModelSpec, batch_size: int, num_runs: int = 1) -> None:
+def check_memory(spec: ModelSpec, batch_size: int) -> None:
     """Refuse a network that cannot fit before anything is allocated.
 
     Raises:
         Failure: a lower bound of what training needs exceeds the memory that is available.
     """
-    needed = num_runs * training_bytes(spec, batch_size)
+    needed = training_bytes(spec, batch_size)
     available = _available_bytes()
     if available is not None and needed > available:
         raise Failure(

@@ -11,7 +11,7 @@ import torch
 
 from .config import StudyConfig, num_cores
 from .data import Dataset
-from .errors import Failure, UsageError
+from .errors import Failure, UsageError, one_line
 from .jobs import Failed, Job, JobRunner
 from .training import EpochRecord
 
@@ -68,7 +68,7 @@ class Executor(Protocol):
 def make_executor(config: StudyConfig, dataset: Dataset) -> Executor:
     """The executor that a configuration asks for, with the dataset at hand."""
     if config.executor == "inline":
-        return InlineExecutor(dataset)
+        return InlineExecutor(dataset, config.gpus_per_trial)
     return RayExecutor(config, dataset)
 
 
@@ -80,15 +80,14 @@ def _event(job: Job, item: EpochRecord | bytes | Failed) -> Event:
     return Finished(job, item)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class InlineExecutor:
     """One job at a time in the driver's process: for debugging, and for machines without Ray."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._runner = JobRunner(dataset, _device())
+    def __init__(self, dataset: Dataset, gpus: float | None = None) -> None:
+        use_gpu = torch.cuda.is_available() if gpus is None else gpus > 0
+        if use_gpu and not torch.cuda.is_available():
+            raise UsageError(f"--gpus-per-trial {gpus:g}: PyTorch finds no GPU here; leave it out or give 0")
+        self._runner = JobRunner(dataset, torch.device("cuda" if use_gpu else "cpu"))
         self._job: Job | None = None
         self._items: Iterator[EpochRecord | bytes | Failed] = iter(())
 
@@ -126,9 +125,16 @@ class RayExecutor:
         if self._owns_cluster:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                ray.init(
-                    num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=num_cores(),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise Failure(f"Ray does not start: {one_line(error)}; --executor inline needs none") from error
         num_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         self._gpus = _gpus_per_worker(config.gpus_per_trial, num_gpus)
         self.num_workers = config.workers or _default_workers(self._gpus, num_gpus)
@@ -137,19 +143,18 @@ class RayExecutor:
                 f"{self.num_workers} workers with {self._gpus:g} GPUs each need more than the {num_gpus} there are: "
                 "lower --workers or --gpus-per-trial"
             )
-        self.threads = max(1, num_cores() // self.num_workers)
+        self.threads = _threads(self.num_workers)
         self._dataset = ray.put(dataset)
-        self._idle = [self._start_actor() for _ in range(self.num_workers)]
         self._running: dict[Any, tuple[Job, Any]] = {}
+        self._idle = [self._start_actor() for _ in range(self.num_workers)]
+        try:  # a worker that cannot start fails here, once, and not trial by trial
+            ray.get([actor.ready.remote() for actor in self._idle])
+        except ray.exceptions.RayError as error:
+            self.close()
+            raise Failure(f"the workers do not start: {_last_line(error)}") from error
 
     def _start_actor(self) -> Any:
-        actor_class = self._ray.remote(
-            num_cpus=self.threads if self.threads * self.num_workers <= num_cores() else 0,
-            num_gpus=self._gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
-        )(RayWorker)
+        actor_class = self._ray.remote(**actor_options(self.num_workers, self._gpus))(RayWorker)
         return actor_class.remote(self._dataset, self.threads, self._gpus > 0)
 
     def has_room(self) -> bool:
@@ -169,10 +174,11 @@ class RayExecutor:
         job, actor = self._running[stream]
         try:
             event = _event(job, self._ray.get(next(stream)))
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
+        except self._ray.exceptions.RayError as error:
             del self._running[stream]
+            self._ray.kill(actor)  # it may still live where only its node was out of reach
             self._idle.append(self._start_actor())
-            return Broken(job, "worker died", str(error).splitlines()[0], retry=True)
+            return Broken(job, "worker died", _last_line(error), retry=True)
         except StopIteration:
             del self._running[stream]
             self._idle.append(actor)
@@ -202,13 +208,40 @@ class RayWorker:
             raise Failure("a GPU was assigned to this worker and PyTorch cannot use it")
         self._runner = JobRunner(dataset, torch.device("cuda" if use_gpu else "cpu"))
 
+    def ready(self) -> None:
+        """Returns once the worker is up."""
+
     def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
         yield from self._runner.run(job)
+
+
+def actor_options(num_workers: int, gpus: float) -> dict[str, Any]:
+    """What Ray is asked for each of `num_workers` actors: its share of the cores, and GPUs that it alone sees."""
+    threads = _threads(num_workers)
+    return {
+        "num_cpus": threads if threads * num_workers <= num_cores() else 0,
+        "num_gpus": gpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }
+
+
+def _threads(num_workers: int) -> int:
+    return max(1, num_cores() // num_workers)
+
+
+def _last_line(error: Exception) -> str:
+    """What Ray says in many lines: the last one names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _gpus_per_worker(asked: float | None, num_gpus: int) -> float:
     if asked is None:
         return 1.0 if num_gpus else 0.0
+    if asked > 1 and asked != int(asked):
+        raise UsageError(f"--gpus-per-trial {asked:g}: above 1 only whole GPUs can be asked for")
     if asked > num_gpus:
         raise UsageError(f"--gpus-per-trial {asked:g}: there are {num_gpus} GPUs; ask for at most that")
     return asked

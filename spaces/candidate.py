@@ -18,12 +18,19 @@ class DataSpec(Strict):
         num_thresholds: thermometer thresholds a channel.
         threshold_kind: "uniform" or "quantile" (of the training images).
         limit_train: only the first n training images of the fixed split; None is all.
+
+    Raises:
+        ValueError: a number of thresholds that bytes cannot have.
     """
 
     dataset: str
     num_thresholds: int = 1
     threshold_kind: ThresholdKind = "uniform"
     limit_train: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_thresholds <= 255:
+            raise ValueError(f"num_thresholds={self.num_thresholds} must be 1 to 255, the bytes a pixel can reach")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "kernels.h"
 
@@ -131,44 +136,58 @@ struct ForestWiring {
         return int32_t(value);
     }
 
+    const int32_t* rows() const { return gate_rows.empty() ? nullptr : gate_rows.data(); }
+
+    // The coefficients tree after tree, as they are or collected in `memory`.
     template <class Scalar>
-    Forest<Scalar> forest(Address x, Address coefficients, int64_t batch, int64_t features, int64_t trees,
-                          int64_t gates, int threads) const {
-        return {pointer<Scalar>(x),
-                pointer<Scalar>(coefficients),
-                leaves.data(),
-                gate_rows.empty() ? nullptr : gate_rows.data(),
-                batch,
-                features,
-                trees,
-                depth_of(gates),
-                threads};
+    const Scalar* in_order(const Scalar* coefficients, std::vector<Scalar>& memory) const {
+        if (gate_rows.empty()) return coefficients;
+        memory.resize(gate_rows.size() * 4);
+        for (size_t gate = 0; gate < gate_rows.size(); ++gate)
+            std::memcpy(&memory[4 * gate], coefficients + 4 * size_t(gate_rows[gate]), 4 * sizeof(Scalar));
+        return memory.data();
     }
 };
 
-void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y,
-                          int64_t batch, int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
+void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y, int64_t batch,
+                          int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
     const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto forest = wiring.forest<Scalar>(x, coefficients, batch, features, trees, gates, threads);
+        std::vector<Scalar> memory;
+        const Forest<Scalar> forest{pointer<Scalar>(x),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.leaves.data(),
+                                    batch,
+                                    features,
+                                    trees,
+                                    depth_of(gates),
+                                    threads};
         require_memory(CONVLOGIC_DISPATCH(forest_forward, forest, pointer<Scalar>(y)));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
 
 void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
-                           Address grad_x, Address grad_coefficients, Address partials, int64_t batch,
-                           int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
+                           Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t features,
+                           int64_t trees, int64_t gates, int itemsize, int threads) {
     const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto forest = wiring.forest<Scalar>(x, coefficients, batch, features, trees, gates, threads);
+        std::vector<Scalar> memory;
+        const Forest<Scalar> forest{pointer<Scalar>(x),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.leaves.data(),
+                                    batch,
+                                    features,
+                                    trees,
+                                    depth_of(gates),
+                                    threads};
         const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
                                                 pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(forest_backward, forest, gradients));
-        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees * gates * 4, threads,
-                           pointer<Scalar>(grad_coefficients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees * gates, wiring.rows(),
+                           threads, pointer<Scalar>(grad_coefficients));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
@@ -178,29 +197,40 @@ struct TreeSizes {
     int64_t batch, channels, kernels, gates, pool;
     Pair image, kernel, stride, padding;
 
-    int64_t out(int64_t Pair::*axis) const {
+    int64_t out(int64_t Pair::* axis) const {
         return ((image.*axis + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
     }
 
     void check_leaf(int64_t index, uint32_t code) const {
         const int64_t channel = code >> 16, row = code >> 8 & 255, column = code & 255;
         if (channel >= channels || row >= kernel.first || column >= kernel.second)
-            throw std::out_of_range("leaf " + std::to_string(index % (gates + 1)) + " of kernel " +
-                                    std::to_string(index / (gates + 1)) + " selects channel " +
-                                    std::to_string(channel) + ", row " + std::to_string(row) + ", column " +
-                                    std::to_string(column) + ", outside " + std::to_string(channels) +
-                                    " channels and a " + std::to_string(kernel.first) + "x" +
-                                    std::to_string(kernel.second) + " kernel");
+            throw std::out_of_range(
+                "leaf " + std::to_string(index % (gates + 1)) + " of kernel " + std::to_string(index / (gates + 1)) +
+                " selects channel " + std::to_string(channel) + ", row " + std::to_string(row) + ", column " +
+                std::to_string(column) + ", outside " + std::to_string(channels) + " channels and a " +
+                std::to_string(kernel.first) + "x" + std::to_string(kernel.second) + " kernel");
     }
 
     template <class Scalar>
     TreeConv<Scalar> conv(Address x, Address selection, Address coefficients, int threads) const {
         const int32_t* codes = pointer<int32_t>(selection);
         for (int64_t leaf = 0; leaf < kernels * (gates + 1); ++leaf) check_leaf(leaf, uint32_t(codes[leaf]));
-        return {pointer<Scalar>(x), pointer<Scalar>(coefficients), codes,           batch,
-                channels,           image.first,                   image.second,    kernels,
-                stride.first,       stride.second,                 padding.first,   padding.second,
-                out(&Pair::first),  out(&Pair::second),            depth_of(gates), int(pool),
+        return {pointer<Scalar>(x),
+                pointer<Scalar>(coefficients),
+                codes,
+                batch,
+                channels,
+                image.first,
+                image.second,
+                kernels,
+                stride.first,
+                stride.second,
+                padding.first,
+                padding.second,
+                out(&Pair::first),
+                out(&Pair::second),
+                depth_of(gates),
+                int(pool),
                 threads};
     }
 };
@@ -228,8 +258,8 @@ void logic_tree_backward(Address grad_y, Address x, Address selection, Address c
         const TreeConvGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<uint8_t>(winner),
                                                   pointer<Scalar>(grad_x), pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(tree_conv_backward, conv, gradients));
-        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels * gates * 4, threads,
-                           pointer<Scalar>(grad_coefficients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels * gates, nullptr,
+                           threads, pointer<Scalar>(grad_coefficients));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
@@ -241,6 +271,12 @@ PYBIND11_MODULE(_native, module) {
     using namespace convlogic;
     using py::arg;
     using release_gil = py::call_guard<py::gil_scoped_release>;
+#ifdef __GLIBC__
+    // Every training step frees what the next one allocates again. By default glibc hands such memory back to the
+    // system, and faulting its pages in anew can take as long as the kernels themselves.
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
     module.doc() = "Native kernels of convlogic_core: batch-innermost memory, raw addresses, int64 sizes.";
 
     module.def("supported_isas", &supported_isas);
@@ -262,8 +298,8 @@ PYBIND11_MODULE(_native, module) {
                arg("threads"));
     module.def("logic_tree_forward", &logic_tree_forward, release_gil(), py::kw_only(), arg("x"), arg("selection"),
                arg("coefficients"), arg("y"), arg("winner"), arg("batch"), arg("channels"), arg("image"),
-               arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"),
-               arg("itemsize"), arg("threads"));
+               arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"),
+               arg("threads"));
     module.def("logic_tree_backward", &logic_tree_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
                arg("selection"), arg("coefficients"), arg("winner"), arg("grad_x"), arg("grad_coefficients"),
                arg("partials"), arg("batch"), arg("channels"), arg("image"), arg("kernels"), arg("gates"),

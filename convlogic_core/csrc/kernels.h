@@ -22,15 +22,19 @@ constexpr BatchBlocks batch_blocks(int64_t batch, int64_t min_lanes) {
     return lanes ? BatchBlocks{(batch + lanes - 1) / lanes, lanes} : BatchBlocks{0, min_lanes};
 }
 
-constexpr BatchBlocks forest_blocks(int64_t batch) { return batch_blocks(batch, 32); }
-constexpr BatchBlocks tree_blocks(int64_t batch) { return batch_blocks(batch, 16); }
+constexpr BatchBlocks forest_blocks(int64_t batch) {
+    return batch_blocks(batch, 32);
+}
+constexpr BatchBlocks tree_blocks(int64_t batch) {
+    return batch_blocks(batch, 16);
+}
 
-// Trees over feature rows: leaf l of tree k is row leaves[k * num_leaves + l] of x, its gate g has the coefficients in
-// row gate_rows[k * num_gates + g], each row used once; null: in order. A dense layer is a forest of single gates.
+// Trees over feature rows: leaf l of tree k is row leaves[k * num_leaves + l] of x. A dense layer is a forest of single
+// gates.
 template <class Scalar>
 struct Forest {
-    const Scalar *x, *coefficients;       // [features][batch], [gates of all trees][4]
-    const int32_t *leaves, *gate_rows;    // [trees][leaves], [trees][gates]
+    const Scalar *x, *coefficients;  // [features][batch], [trees][gates][4]
+    const int32_t* leaves;           // [trees][leaves]
     int64_t batch, features, trees;
     int depth, threads;
 };
@@ -38,7 +42,7 @@ struct Forest {
 template <class Scalar>
 struct ForestGradients {
     const Scalar* y;
-    Scalar *x, *partials;  // partials: [forest_blocks][gates of all trees][4]
+    Scalar *x, *partials;  // partials: [forest_blocks][trees][gates][4]
 };
 
 // Trees over the leaves of a sliding window, then pool x pool maxima.
@@ -61,19 +65,20 @@ struct TreeConvGradients {
 // Memory of this thread, aligned to 64 bytes, valid until its next call; null where there is none left.
 void* scratch(size_t bytes);
 
-// False where scratch memory ran out.
-#define CONVLOGIC_DECLARE_KERNELS(isa)                                                      \
-    namespace isa {                                                                         \
-    template <class Scalar>                                                                 \
-    bool forest_forward(const Forest<Scalar>&, Scalar* y);                                  \
-    template <class Scalar>                                                                 \
-    bool forest_backward(const Forest<Scalar>&, const ForestGradients<Scalar>&);            \
-    template <class Scalar>                                                                 \
-    bool tree_conv_forward(const TreeConv<Scalar>&, Scalar* y, uint8_t* winner);            \
-    template <class Scalar>                                                                 \
-    bool tree_conv_backward(const TreeConv<Scalar>&, const TreeConvGradients<Scalar>&);     \
-    template <class Scalar>                                                                 \
-    void sum_partials(const Scalar* partials, int64_t blocks, int64_t size, int threads, Scalar* total); \
+// False where scratch memory ran out. sum_partials writes the sums of gate g to row rows[g], or g where rows is null.
+#define CONVLOGIC_DECLARE_KERNELS(isa)                                                                         \
+    namespace isa {                                                                                            \
+    template <class Scalar>                                                                                    \
+    bool forest_forward(const Forest<Scalar>&, Scalar* y);                                                     \
+    template <class Scalar>                                                                                    \
+    bool forest_backward(const Forest<Scalar>&, const ForestGradients<Scalar>&);                               \
+    template <class Scalar>                                                                                    \
+    bool tree_conv_forward(const TreeConv<Scalar>&, Scalar* y, uint8_t* winner);                               \
+    template <class Scalar>                                                                                    \
+    bool tree_conv_backward(const TreeConv<Scalar>&, const TreeConvGradients<Scalar>&);                        \
+    template <class Scalar>                                                                                    \
+    void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads, \
+                      Scalar* total);                                                                          \
     }
 
 CONVLOGIC_DECLARE_KERNELS(baseline)

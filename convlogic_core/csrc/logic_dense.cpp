@@ -7,22 +7,35 @@
 namespace convlogic::CONVLOGIC_ISA {
 namespace {
 
-CONVLOGIC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class Scalar, int num_gates>
-CONVLOGIC_INLINE int64_t coefficient_offset(const Forest<Scalar>& forest, int64_t tree, int gate) {
-    const int64_t position = tree * num_gates + gate;
-    return 4 * (forest.gate_rows ? forest.gate_rows[position] : position);
+CONVLOGIC_INLINE int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
 }
 
-// The coefficients of one tree side by side.
-template <class Scalar, int num_gates>
-CONVLOGIC_INLINE void gather_coefficients(const Forest<Scalar>& forest, int64_t tree, Scalar* c) {
-    for (int g = 0; g < num_gates; ++g)
-        memcpy(c + 4 * g, forest.coefficients + coefficient_offset<Scalar, num_gates>(forest, tree, g), 4 * sizeof *c);
+// The samples first .. end - 1.
+template <class Scalar, int depth>
+void forward_range(const Forest<Scalar>& forest, int64_t first, int64_t end, Scalar* y) {
+    constexpr int num_leaves = 1 << depth, width = vector_width<Scalar>, in_flight = 4;
+    for (int64_t k = 0; k < forest.trees; ++k, y += forest.batch) {
+        const Scalar* c = forest.coefficients + k * 4 * (num_leaves - 1);
+        const Scalar* row[num_leaves];
+        for (int l = 0; l < num_leaves; ++l) row[l] = forest.x + forest.leaves[k * num_leaves + l] * forest.batch;
+        int64_t lane = first;
+        for (; lane + in_flight * width <= end; lane += in_flight * width) {
+            Vector<Scalar> value[in_flight];
+            const auto leaf = [&](int l, int i) { return load(row[l] + lane + i * width); };
+            tree<Scalar, depth, in_flight>(c, leaf, value);
+            for (int i = 0; i < in_flight; ++i) store(y + lane + i * width, value[i]);
+        }
+        for (; lane < end; lane += width) {
+            Vector<Scalar> value[1];
+            const auto leaf = [&](int l, int) { return load(row[l] + lane, end - lane); };
+            tree<Scalar, depth, 1>(c, leaf, value);
+            store(y + lane, value[0], end - lane);
+        }
+    }
 }
 
-// Samples of all features: value (feature, lane) at x[feature * stride + lane], its gradient at the same place of grad_x.
+// Samples of all features and room for their gradients: sample i of feature f at [f * stride + i].
 template <class Scalar>
 struct Rows {
     const Scalar* x;
@@ -30,58 +43,41 @@ struct Rows {
     int64_t stride, lanes;
 };
 
-template <class Scalar, int depth>
-void forward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, Scalar* y) {
-    constexpr int num_leaves = 1 << depth, width = vector_width<Scalar>, in_flight = 4;
-    for (int64_t k = 0; k < forest.trees; ++k, y += forest.batch) {
-        Scalar c[4 * (num_leaves - 1)];
-        gather_coefficients<Scalar, num_leaves - 1>(forest, k, c);
-        const Scalar* row[num_leaves];
-        for (int l = 0; l < num_leaves; ++l) row[l] = rows.x + forest.leaves[k * num_leaves + l] * rows.stride;
-        int64_t lane = 0;
-        for (; lane + in_flight * width <= rows.lanes; lane += in_flight * width) {
-            Vector<Scalar> value[in_flight];
-            const auto leaf = [&](int l, int i) { return load(row[l] + lane + i * width); };
-            tree<Scalar, depth, in_flight>(c, leaf, value);
-            for (int i = 0; i < in_flight; ++i) store(y + lane + i * width, value[i]);
-        }
-        for (; lane < rows.lanes; lane += width) {
-            Vector<Scalar> value[1];
-            const auto leaf = [&](int l, int) { return load(row[l] + lane, rows.lanes - lane); };
-            tree<Scalar, depth, 1>(c, leaf, value);
-            store(y + lane, value[0], rows.lanes - lane);
-        }
-    }
+// Backward of one tree for the samples first .. end - 1, at most as many as TreeBackward takes. A gradient is added to
+// its row or, where the row has no value yet, written.
+template <class Scalar, int depth, bool needs_grad_x, bool ragged, class Partials>
+CONVLOGIC_INLINE void backward_chunk(const Scalar* c, const Scalar* const* row, Scalar* const* grad_row,
+                                     const bool* is_first, const Scalar* grad_y, int64_t first, int64_t end,
+                                     const Partials& partials, bool accumulate) {
+    using Backward = TreeBackward<Scalar, depth>;
+    constexpr int width = vector_width<Scalar>;
+    Backward backward;
+    const int vectors = int((end - first + width - 1) / width);
+    const auto lanes_of = [=](int i) { return ragged ? end - first - i * width : width; };
+    const auto read = [&](const Scalar* from, Vector<Scalar>* to) {
+        for (int i = 0; i < vectors; ++i) to[i] = load(from + first + i * width, lanes_of(i));
+    };
+    for (int l = 0; l < Backward::num_leaves; ++l) read(row[l], backward.node[l]);
+    read(grad_y, backward.grad[2 * Backward::num_gates]);
+    const auto leaf_gradient = [&](int l, int i, Vector<Scalar> v) {
+        Scalar* to = grad_row[l] + first + i * width;
+        store(to, is_first[l] ? v : v + load(to, lanes_of(i)), lanes_of(i));
+    };
+    backward.template run<needs_grad_x>(c, vectors, leaf_gradient, partials, accumulate);
 }
 
-// One vector of one tree. A gradient is added to its row or, where the row has no value yet, written.
-template <class Scalar, int depth, bool needs_grad_x>
-CONVLOGIC_INLINE void backward_vector(const Scalar* c, const Scalar* const* row, Scalar* const* grad_row,
-                                      const bool* is_first, const Scalar* grad_y, int64_t lane, int64_t lanes,
-                                      Vector<Scalar> (&sums)[(1 << depth) - 1][4]) {
-    constexpr int num_leaves = 1 << depth;
-    Vector<Scalar> node[2 * num_leaves], grad[2 * num_leaves];
-#pragma GCC unroll 16
-    for (int l = 0; l < num_leaves; ++l) node[l] = load(row[l] + lane, lanes);
-    tree_backward<Scalar, depth, needs_grad_x>(c, node, load(grad_y + lane, lanes), sums, grad);
-    if constexpr (needs_grad_x)
-#pragma GCC unroll 16
-        for (int l = 0; l < num_leaves; ++l) {
-            if (!is_first[l]) grad[l] += load(grad_row[l] + lane, lanes);
-            store(grad_row[l] + lane, grad[l], lanes);
-        }
-}
-
-// grad_y and partials belong to the first lane of rows; a row of partials is one block of lanes. `written` holds a byte
-// a feature.
+// grad_y and partials begin with the first sample of rows; `written` holds a byte a feature.
 template <class Scalar, int depth, bool needs_grad_x>
 void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const Scalar* grad_y, int64_t block_lanes,
                    Scalar* partials, bool accumulate, uint8_t* written) {
-    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, width = vector_width<Scalar>;
+    using Backward = TreeBackward<Scalar, depth>;
+    constexpr int num_leaves = Backward::num_leaves, num_gates = Backward::num_gates;
+    constexpr int64_t chunk = Backward::max_vectors * vector_width<Scalar>;
     if (needs_grad_x) memset(written, 0, size_t(forest.features));
     for (int64_t k = 0; k < forest.trees; ++k, grad_y += forest.batch) {
-        Scalar c[4 * num_gates];
-        gather_coefficients<Scalar, num_gates>(forest, k, c);
+        for (int64_t lane = 0; lane < rows.lanes; lane += 64 / int64_t(sizeof(Scalar)))
+            __builtin_prefetch(grad_y + 16 * forest.batch + lane);
+        const Scalar* c = forest.coefficients + k * 4 * num_gates;
         const Scalar* row[num_leaves];
         Scalar* grad_row[num_leaves];
         bool is_first[num_leaves];
@@ -94,114 +90,83 @@ void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const
                 written[feature] = 1;
             }
         }
-        Scalar* block_partials = partials;
         for (int64_t start = 0; start < rows.lanes; start += block_lanes) {
-            Vector<Scalar> sums[num_gates][4] = {};
-            const int64_t end = start + block_lanes < rows.lanes ? start + block_lanes : rows.lanes;
-            int64_t lane = start;
-            for (; lane + width <= end; lane += width)
-                backward_vector<Scalar, depth, needs_grad_x>(c, row, grad_row, is_first, grad_y, lane, width, sums);
-            if (lane < end)
-                backward_vector<Scalar, depth, needs_grad_x>(c, row, grad_row, is_first, grad_y, lane, end - lane,
-                                                             sums);
-            for (int g = 0; g < num_gates; ++g)
-                reduce<Scalar>(sums[g], block_partials + coefficient_offset<Scalar, num_gates>(forest, k, g),
-                               accumulate);
-            block_partials += forest.trees * num_gates * 4;
+            const int64_t stop = smaller(start + block_lanes, rows.lanes);
+            const auto partial = [&](int g) {
+                return partials + ((start / block_lanes * forest.trees + k) * num_gates + g) * 4;
+            };
+            for (int64_t first = start; first < stop; first += chunk) {
+                const int64_t end = smaller(first + chunk, stop);
+                if ((end - first) % vector_width<Scalar> == 0)
+                    backward_chunk<Scalar, depth, needs_grad_x, false>(c, row, grad_row, is_first, grad_y, first, end,
+                                                                       partial, accumulate || first > start);
+                else
+                    backward_chunk<Scalar, depth, needs_grad_x, true>(c, row, grad_row, is_first, grad_y, first, end,
+                                                                      partial, accumulate || first > start);
+            }
         }
     }
-    if (needs_grad_x)
-        for (int64_t feature = 0; feature < forest.features; ++feature)
-            if (!written[feature])
-                memset(rows.grad_x + feature * rows.stride, 0, size_t(rows.lanes) * sizeof(Scalar));
+    if (!needs_grad_x) return;
+    for (int64_t feature = 0; feature < forest.features; ++feature)
+        if (!written[feature]) memset(rows.grad_x + feature * rows.stride, 0, size_t(rows.lanes) * sizeof(Scalar));
 }
 
-// Many trees on few features: the features' samples are copied, a tile at a time, to where they lie close together.
-// Rows a power of two apart share few cache sets.
-template <class Scalar>
-constexpr int64_t tile_lanes = 128 / sizeof(Scalar);
+// Where a narrow tile of all features and their gradients fits the cache, samples are copied into one, a block at a
+// time: rows that lie a power of two apart would share few cache sets.
+constexpr int64_t tile_bytes = 128, tile_budget_bytes = 400 << 10;
 
 template <class Scalar>
-bool fits_tiles(const Forest<Scalar>& forest) {
-    constexpr int64_t budget_bytes = 512 << 10;
-    return 2 * 128 * forest.features <= budget_bytes && forest.trees > forest.features / 2;
-}
-
-template <class Scalar>
-void copy_rows(int64_t features, int64_t lanes, const Scalar* from, int64_t from_stride, Scalar* to, int64_t to_stride) {
+void copy_rows(int64_t features, int64_t lanes, const Scalar* from, int64_t from_stride, Scalar* to,
+               int64_t to_stride) {
     for (int64_t feature = 0; feature < features; ++feature, from += from_stride, to += to_stride)
-        if (lanes == tile_lanes<Scalar>)
-            memcpy(to, from, 128);
+        if (lanes * int64_t(sizeof(Scalar)) == tile_bytes)
+            memcpy(to, from, tile_bytes);
         else
             for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
 }
 
 template <class Scalar, int depth>
-bool forward_tiles(const Forest<Scalar>& forest, Scalar* y) {
-    constexpr int64_t tile = tile_lanes<Scalar>;
-    bool complete = true;
-#pragma omp parallel for num_threads(forest.threads) schedule(dynamic) reduction(&& : complete)
-    for (int64_t first = 0; first < forest.batch; first += tile) {
-        const int64_t lanes = smaller(tile, forest.batch - first);
-        Scalar* x = static_cast<Scalar*>(scratch(size_t(forest.features * 128)));
-        complete = complete && x;
-        if (!x) continue;
-        copy_rows(forest.features, lanes, forest.x + first, forest.batch, x, tile);
-        forward_rows<Scalar, depth>(forest, {x, nullptr, tile, lanes}, y + first);
-    }
-    return complete;
-}
-
-template <class Scalar, int depth>
 bool backward_tiles(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    constexpr int64_t tile = tile_lanes<Scalar>, num_gates = (1 << depth) - 1;
+    constexpr int64_t tile = tile_bytes / sizeof(Scalar), num_gates = (1 << depth) - 1;
     const BatchBlocks blocks = forest_blocks(forest.batch);
-    const int64_t size = forest.features * tile;
     bool complete = true;
 #pragma omp parallel for num_threads(forest.threads) schedule(dynamic) reduction(&& : complete)
     for (int64_t block = 0; block < blocks.count; ++block) {
-        Scalar* x = static_cast<Scalar*>(scratch(size_t(forest.features * (2 * 128 + 1))));
+        Scalar* x = static_cast<Scalar*>(scratch(size_t(forest.features * (2 * tile_bytes + 1))));
         complete = complete && x;
         if (!x) continue;
-        uint8_t* written = reinterpret_cast<uint8_t*>(x + 2 * size);
+        Scalar* grad_x = x + forest.features * tile;
+        uint8_t* written = reinterpret_cast<uint8_t*>(grad_x + forest.features * tile);
         Scalar* partials = gradients.partials + block * forest.trees * num_gates * 4;
         const int64_t start = block * blocks.lanes, end = smaller(start + blocks.lanes, forest.batch);
         for (int64_t first = start; first < end; first += tile) {
             const int64_t lanes = smaller(tile, end - first);
-            const Rows<Scalar> rows{x, x + size, tile, lanes};
             copy_rows(forest.features, lanes, forest.x + first, forest.batch, x, tile);
-            if (gradients.x) {
-                backward_rows<Scalar, depth, true>(forest, rows, gradients.y + first, tile, partials, first > start,
-                                                   written);
-                copy_rows(forest.features, lanes, rows.grad_x, tile, gradients.x + first, forest.batch);
-            } else {
-                backward_rows<Scalar, depth, false>(forest, rows, gradients.y + first, tile, partials, first > start,
-                                                    nullptr);
-            }
+            backward_rows<Scalar, depth, true>(forest, {x, grad_x, tile, lanes}, gradients.y + first, tile, partials,
+                                               first > start, written);
+            copy_rows(forest.features, lanes, grad_x, tile, gradients.x + first, forest.batch);
         }
     }
     return complete;
 }
 
-// Otherwise a thread works on the tensors themselves, on as wide a range of samples as there is for it.
 template <class Scalar, int depth>
 bool forward(const Forest<Scalar>& forest, Scalar* y) {
-    if (fits_tiles(forest)) return forward_tiles<Scalar, depth>(forest, y);
     const BatchBlocks blocks = forest_blocks(forest.batch);
     const int64_t ranges = smaller(forest.threads, blocks.count);
 #pragma omp parallel for num_threads(forest.threads) schedule(static)
     for (int64_t range = 0; range < ranges; ++range) {
         const int64_t first = range * blocks.count / ranges * blocks.lanes;
         const int64_t end = smaller((range + 1) * blocks.count / ranges * blocks.lanes, forest.batch);
-        forward_rows<Scalar, depth>(forest, {forest.x + first, nullptr, forest.batch, end - first}, y + first);
+        forward_range<Scalar, depth>(forest, first, end, y);
     }
     return true;
 }
 
 template <class Scalar, int depth>
 bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    if (fits_tiles(forest)) return backward_tiles<Scalar, depth>(forest, gradients);
-    constexpr int64_t num_gates = (1 << depth) - 1;
+    if (gradients.x && 2 * tile_bytes * forest.features <= tile_budget_bytes)
+        return backward_tiles<Scalar, depth>(forest, gradients);
     const BatchBlocks blocks = forest_blocks(forest.batch);
     const int64_t ranges = smaller(forest.threads, blocks.count);
     bool complete = true;
@@ -213,13 +178,13 @@ bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradi
         const int64_t first_block = range * blocks.count / ranges, first = first_block * blocks.lanes;
         const int64_t end = smaller((range + 1) * blocks.count / ranges * blocks.lanes, forest.batch);
         const Rows<Scalar> rows{forest.x + first, gradients.x + first, forest.batch, end - first};
-        Scalar* partials = gradients.partials + first_block * forest.trees * num_gates * 4;
+        Scalar* partials = gradients.partials + first_block * forest.trees * 4 * ((1 << depth) - 1);
         if (gradients.x)
             backward_rows<Scalar, depth, true>(forest, rows, gradients.y + first, blocks.lanes, partials, false,
                                                written);
         else
             backward_rows<Scalar, depth, false>(forest, rows, gradients.y + first, blocks.lanes, partials, false,
-                                                nullptr);
+                                                written);
     }
     return complete;
 }
@@ -247,12 +212,14 @@ bool forest_backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>
 }
 
 template <class Scalar>
-void sum_partials(const Scalar* partials, int64_t blocks, int64_t size, int threads, Scalar* total) {
+void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads,
+                  Scalar* total) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; ++i) {
-        Scalar sum = 0;
-        for (int64_t block = 0; block < blocks; ++block) sum += partials[block * size + i];
-        total[i] = sum;
+    for (int64_t gate = 0; gate < gates; ++gate) {
+        Scalar sum[4] = {};
+        for (int64_t block = 0; block < blocks; ++block)
+            for (int i = 0; i < 4; ++i) sum[i] += partials[(block * gates + gate) * 4 + i];
+        memcpy(total + 4 * int64_t(rows ? rows[gate] : gate), sum, sizeof sum);
     }
 }
 
@@ -260,7 +227,7 @@ template bool forest_forward(const Forest<float>&, float*);
 template bool forest_forward(const Forest<double>&, double*);
 template bool forest_backward(const Forest<float>&, const ForestGradients<float>&);
 template bool forest_backward(const Forest<double>&, const ForestGradients<double>&);
-template void sum_partials(const float*, int64_t, int64_t, int, float*);
-template void sum_partials(const double*, int64_t, int64_t, int, double*);
+template void sum_partials(const float*, int64_t, int64_t, const int32_t*, int, float*);
+template void sum_partials(const double*, int64_t, int64_t, const int32_t*, int, double*);
 
 }  // namespace convlogic::CONVLOGIC_ISA

@@ -119,6 +119,8 @@ void forward_tile(const TreeConv<Scalar>& conv, int64_t first, int64_t lanes, co
         for (int64_t row = 0; row < conv.out_height; ++row) {
             const Scalar* at = planes + row * window.step_y;
             for (int64_t column = 0; column < conv.out_width; ++column, at += window.step_x, out += conv.batch) {
+                __builtin_prefetch(y + out + 8 * conv.batch, 1);
+                if constexpr (pool > 1) __builtin_prefetch(winner + out + 8 * conv.batch, 1);
                 const Scalar* corner[positions];
                 for (int p = 0; p < positions; ++p) corner[p] = at + window.position[p];
                 alignas(64) Scalar values[tile];
@@ -164,52 +166,58 @@ void forward_tile(const TreeConv<Scalar>& conv, int64_t first, int64_t lanes, co
 template <class Scalar, int depth, int pool, bool needs_grad_x>
 void backward_tile(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gradients, int64_t first,
                    int64_t lanes, const Scalar* planes, Scalar* grad_x, Scalar* partials, bool accumulate) {
+    using Backward = TreeBackward<Scalar, depth>;
     constexpr int positions = pool * pool, width = vector_width<Scalar>, tile = tile_lanes<Scalar>;
-    constexpr int num_leaves = 1 << depth;
+    constexpr int vectors_a_cell = tile / width, max_cells = Backward::max_bytes / 64;
     Window<Scalar, depth, pool> window(conv);
-    alignas(64) Scalar grad_y[tile] = {};
-    alignas(64) Mask<Scalar> indices[tile / width] = {};
-    int64_t out = first;
+    Backward backward;
+    alignas(64) Mask<Scalar> won[positions][Backward::max_vectors];
+    int64_t corner[max_cells];  // where the windows of the chunk's cells begin in the planes
+    const int64_t num_cells = conv.out_height * conv.out_width;
     for (int64_t k = 0; k < conv.kernels; ++k) {
         window.select(conv, k);
-        const Scalar* c = conv.coefficients + k * 4 * (num_leaves - 1);
-        Vector<Scalar> sums[num_leaves - 1][4] = {};
-        for (int64_t row = 0; row < conv.out_height; ++row) {
-            int64_t at = row * window.step_y;
-            for (int64_t column = 0; column < conv.out_width; ++column, at += window.step_x, out += conv.batch) {
+        const int64_t coefficients = k * 4 * Backward::num_gates;
+        for (int64_t cell = 0; cell < num_cells; cell += max_cells) {
+            const int cells = int(num_cells - cell < max_cells ? num_cells - cell : max_cells);
+            for (int j = 0; j < cells; ++j) {
+                const int64_t row = (cell + j) / conv.out_width, column = (cell + j) % conv.out_width;
+                corner[j] = row * window.step_y + column * window.step_x;
+                const int64_t out = (k * num_cells + cell + j) * conv.batch + first;
+                __builtin_prefetch(gradients.y + out + max_cells * conv.batch);
+                if constexpr (pool > 1) __builtin_prefetch(gradients.winner + out + max_cells * conv.batch);
+                alignas(64) Scalar grad_y[tile] = {};
+                alignas(64) Mask<Scalar> index[vectors_a_cell] = {};
                 copy_lanes(grad_y, gradients.y + out, lanes, tile);
                 if constexpr (pool > 1)
-                    copy_lanes(reinterpret_cast<Index<Scalar>*>(indices), gradients.winner + out, lanes, tile);
-                for (int lane = 0; lane < tile; lane += width) {
-                    Mask<Scalar> won[positions];
-                    if constexpr (pool > 1)
-#pragma GCC unroll 4
-                        for (int p = 0; p < positions; ++p) won[p] = indices[lane / width] == p;
-                    Vector<Scalar> node[2 * num_leaves], grad[2 * num_leaves];
-#pragma GCC unroll 16
-                    for (int l = 0; l < num_leaves; ++l) {
-                        const Scalar* from = planes + at + lane + window.leaf[l];
-                        node[l] = load(from);
-#pragma GCC unroll 4
-                        for (int p = 1; p < positions; ++p)
-                            node[l] = select<Scalar>(won[p], load(from + window.position[p]), node[l]);
-                    }
-                    tree_backward<Scalar, depth, needs_grad_x>(c, node, load(grad_y + lane), sums, grad);
-                    if constexpr (needs_grad_x)
-#pragma GCC unroll 16
-                        for (int l = 0; l < num_leaves; ++l) {
-                            Scalar* to = grad_x + at + lane + window.leaf[l];
-#pragma GCC unroll 4
-                            for (int p = 0; p < positions; ++p) {
-                                const Vector<Scalar> part = pool > 1 ? keep<Scalar>(won[p], grad[l]) : grad[l];
-                                store(to + window.position[p], load(to + window.position[p]) + part);
-                            }
-                        }
+                    copy_lanes(reinterpret_cast<Index<Scalar>*>(index), gradients.winner + out, lanes, tile);
+                for (int v = 0; v < vectors_a_cell; ++v) {
+                    const int i = j * vectors_a_cell + v;
+                    backward.grad[2 * Backward::num_gates][i] = load(grad_y + v * width);
+                    for (int p = 0; p < positions; ++p) won[p][i] = index[v] == p;
                 }
             }
+            for (int l = 0; l < Backward::num_leaves; ++l)
+                for (int j = 0; j < cells; ++j)
+                    for (int v = 0; v < vectors_a_cell; ++v) {
+                        const int i = j * vectors_a_cell + v;
+                        const Scalar* from = planes + corner[j] + window.leaf[l] + v * width;
+                        Vector<Scalar> value = load(from);
+                        for (int p = 1; p < positions; ++p)
+                            value = select<Scalar>(won[p][i], load(from + window.position[p]), value);
+                        backward.node[l][i] = value;
+                    }
+            const auto leaf_gradient = [&](int l, int i, Vector<Scalar> v) {
+                Scalar* to = grad_x + corner[i / vectors_a_cell] + window.leaf[l] + i % vectors_a_cell * width;
+#pragma GCC unroll 4
+                for (int p = 0; p < positions; ++p) {
+                    const Vector<Scalar> part = pool > 1 ? keep<Scalar>(won[p][i], v) : v;
+                    store(to + window.position[p], load(to + window.position[p]) + part);
+                }
+            };
+            backward.template run<needs_grad_x>(
+                conv.coefficients + coefficients, cells * vectors_a_cell, leaf_gradient,
+                [&](int g) { return partials + coefficients + 4 * g; }, accumulate || cell > 0);
         }
-        for (int g = 0; g < num_leaves - 1; ++g)
-            reduce<Scalar>(sums[g], partials + (k * (num_leaves - 1) + g) * 4, accumulate);
     }
 }
 

@@ -17,7 +17,8 @@ struct VectorTypes {
     static constexpr int width = CONVLOGIC_VECTOR_BYTES / sizeof(Scalar);
     typedef Scalar Vector __attribute__((vector_size(CONVLOGIC_VECTOR_BYTES)));
     typedef decltype(Vector{} > Vector{}) Mask;
-    // A vector anywhere in memory. GCC keeps what it reads through this in registers, and what memcpy fills on the stack.
+    // A vector anywhere in memory. GCC keeps what it reads through this in registers, and what memcpy fills on the
+    // stack.
     typedef Scalar Unaligned __attribute__((vector_size(CONVLOGIC_VECTOR_BYTES), aligned(1), may_alias));
 };
 

@@ -28,26 +28,6 @@ CONVLOGIC_INLINE void tree(const Scalar* c, const Leaf& leaf, Vector<Scalar> (&o
     tree_node<Scalar, 1 << depth, depth, 0>(c, leaf, out);
 }
 
-// The gradients of the coefficients are added to sums; grad holds those of the leaves on return.
-// Node L + g is gate g and reads nodes 2g and 2g + 1.
-template <class Scalar, int depth, bool needs_leaf_gradients>
-CONVLOGIC_INLINE void tree_backward(const Scalar* c, Vector<Scalar> (&node)[2 << depth], Vector<Scalar> root_grad,
-                                    Vector<Scalar> (&sums)[(1 << depth) - 1][4], Vector<Scalar> (&grad)[2 << depth]) {
-    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1;
-#pragma GCC unroll 16
-    for (int g = 0; g < num_gates; ++g) node[num_leaves + g] = gate(c + 4 * g, node[2 * g], node[2 * g + 1]);
-    grad[num_leaves + num_gates - 1] = root_grad;
-#pragma GCC unroll 16
-    for (int g = num_gates - 1; g >= 0; --g) {
-        const Vector<Scalar> a = node[2 * g], b = node[2 * g + 1], upstream = grad[num_leaves + g];
-        add_coefficient_gradients(sums[g], upstream, a, b);
-        if (needs_leaf_gradients || g >= num_leaves / 2) {
-            grad[2 * g] = upstream * gate_slope_a(c + 4 * g, b);
-            grad[2 * g + 1] = upstream * gate_slope_b(c + 4 * g, a);
-        }
-    }
-}
-
 // Adds the halves of a vector up until four lanes are left.
 template <class Value>
 CONVLOGIC_INLINE auto fold(Value v) {
@@ -79,5 +59,47 @@ CONVLOGIC_INLINE void reduce(const Vector<Scalar> (&sums)[4], Scalar* to, bool a
         }
     }
 }
+
+// Backward through one tree for a few vectors at a time: gate after gate, so that a gate's coefficients and the sums of
+// their gradients stay in registers. Node L + g is gate g and reads nodes 2g and 2g + 1.
+template <class Scalar, int depth>
+struct TreeBackward {
+    static constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, width = vector_width<Scalar>;
+    static constexpr int max_bytes = depth < 4 ? 512 : 256, max_vectors = max_bytes / CONVLOGIC_VECTOR_BYTES;
+
+    alignas(64) Vector<Scalar> node[num_leaves + num_gates][max_vectors];  // the caller writes the leaves
+    alignas(64) Vector<Scalar> grad[num_leaves + num_gates][max_vectors];  // and the gradient of the root
+
+    // Calls leaf_gradient(leaf, vector, gradient) where needed, leaves in order; partials(gate) says where four sums go.
+    template <bool needs_leaf_gradients, class LeafGradient, class Partials>
+    CONVLOGIC_INLINE void run(const Scalar* c, int vectors, const LeafGradient& leaf_gradient, const Partials& partials,
+                              bool accumulate) {
+        for (int g = 0; g < num_gates - 1; ++g)
+            for (int i = 0; i < vectors; ++i)
+                node[num_leaves + g][i] = gate(c + 4 * g, node[2 * g][i], node[2 * g + 1][i]);
+        for (int g = num_gates - 1; g >= num_leaves / 2; --g)
+            backward_gate<true>(
+                g, c + 4 * g, vectors, [&](int child, int i, Vector<Scalar> v) { grad[child][i] = v; }, partials(g),
+                accumulate);
+        for (int g = 0; g < num_leaves / 2; ++g)
+            backward_gate<needs_leaf_gradients>(g, c + 4 * g, vectors, leaf_gradient, partials(g), accumulate);
+    }
+
+private:
+    template <bool needs_child_gradients, class ChildGradient>
+    CONVLOGIC_INLINE void backward_gate(int g, const Scalar* c, int vectors, const ChildGradient& child_gradient,
+                                        Scalar* partials, bool accumulate) {
+        Vector<Scalar> sums[4] = {};
+        for (int i = 0; i < vectors; ++i) {
+            const Vector<Scalar> a = node[2 * g][i], b = node[2 * g + 1][i], upstream = grad[num_leaves + g][i];
+            add_coefficient_gradients(sums, upstream, a, b);
+            if constexpr (needs_child_gradients) {
+                child_gradient(2 * g, i, upstream * gate_slope_a(c, b));
+                child_gradient(2 * g + 1, i, upstream * gate_slope_b(c, a));
+            }
+        }
+        reduce<Scalar>(sums, partials, accumulate);
+    }
+};
 
 }  // namespace convlogic::CONVLOGIC_ISA

@@ -5,6 +5,8 @@ values between the layers then stay in registers.
 Shape letters: B batch, F features, K trees, L = 2**depth leaves, G = L - 1 gates a tree.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ def reference_logic_forest(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_forest`."""
-    values = x.index_select(1, leaves.flatten()).unflatten(1, leaves.shape)  # (B, K, L)
+    values: torch.Tensor = x.index_select(1, leaves.flatten()).unflatten(1, leaves.shape)  # (B, K, L)
     level_sizes = [leaves.shape[1] >> level for level in range(1, leaves.shape[1].bit_length())]
     for rows in gate_rows.split(level_sizes, 1):
         a, b = values[:, :, 0::2], values[:, :, 1::2]
@@ -66,6 +68,33 @@ def logic_forest(
         return reference_logic_forest(x, leaves, gate_rows, coefficients)
     y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients)
     return y
+
+
+def forest_wiring(
+    connections: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The forest that a stack of dense layers is.
+
+    Args:
+        connections: indices_0 and indices_1 of each layer, (O,) int64, the layer next to the input first.
+
+    Returns:
+        `leaves` and `gate_rows` for `logic_forest`, where the coefficients are those of the layers one after the other;
+        None where the stack is no forest: more than four layers, or an output that does not feed exactly one gate.
+    """
+    if not 1 <= len(connections) <= 4:
+        return None
+    for (below, _), layer in pairwise(connections):
+        if not torch.equal(torch.cat(layer).sort().values, torch.arange(len(below), device=below.device)):
+            return None
+    nodes = torch.arange(len(connections[-1][0]), device=connections[-1][0].device)[:, None]  # (K, gates of the level)
+    levels: list[torch.Tensor] = []
+    first_row = sum(len(layer[0]) for layer in connections)
+    for indices_0, indices_1 in reversed(connections):
+        first_row -= len(indices_0)
+        levels.insert(0, first_row + nodes)
+        nodes = torch.stack((indices_0[nodes], indices_1[nodes]), 2).flatten(1)
+    return nodes, torch.cat(levels, 1)
 
 
 def native_forest_forward(

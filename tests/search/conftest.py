@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ import optuna
 import pytest
 import torch
 from click import Command
+from mlflow import MlflowClient
 from optuna.storages import InMemoryStorage
 
 from search.command import run_command
@@ -47,6 +49,21 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("CONVLOGIC_DATA", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with its tables and nothing in them: making them takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking_uri(workspace: Path, empty_store: Path) -> str:
+    """A store of one's own. Absolute: MLflow keeps connections by URI, and the current folder changes."""
+    shutil.copy(empty_store, workspace / "mlflow.db")
+    return f"sqlite:///{workspace}/mlflow.db"
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_what_cannot_succeed_is_not_tried_again(run: Runs) -> None:
 
 
 def test_errors_one_after_the_other_end_the_search(run: Runs) -> None:
-    with pytest.raises(Failure, match=r"^3 trials in a row failed, the last with error in a test$"):
+    with pytest.raises(Failure, match=r"^3 trials in a row failed, the last with: error in a test$"):
         run(FakeExecutor(lambda job, events: broken(job, False, "error")), trials=10)
     assert counted(run(FakeExecutor(), trials=4)) == 4
 

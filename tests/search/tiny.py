@@ -9,6 +9,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec
+from search.candidate_file import Origin
 from search.config import StudyConfig, study_config
 from search.data import Dataset, Images
 from search.jobs import Job
@@ -70,6 +71,10 @@ TINY = Space(
 
 def tiny_candidate(epochs: int = 4, **params: Value) -> Candidate:
     return build({**BASELINE, **params}, TINY.data, INFO, epochs)
+
+
+def tiny_origin() -> Origin:
+    return Origin("tiny", 3, None, 1, 0.5, 0.6, 2280, {"k": 4, "lr": 0.02})
 
 
 def synthetic_dataset() -> Dataset:

@@ -1,0 +1,318 @@
+"""Everything wrong from outside is one line on stderr, `error: ...`, and exit code 2 (how it was called) or 1."""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click import Command
+
+from search import storage
+from search.candidate_file import CandidateFile, dump_candidate_file
+from search.export import export
+from search.run import run as search_run
+from search.sync import sync
+from search.train import train
+from spaces.candidate import Candidate
+from tests.search.conftest import Outcome
+from tests.search.tiny import FakeExecutor, Runs, broken, tiny_candidate, tiny_origin
+
+REPOSITORY = Path(__file__).parents[2]
+Call = Callable[..., Outcome]
+FAILURE, USAGE = 1, 2
+
+
+@pytest.fixture
+def fails(command: Call) -> Callable[..., str]:
+    """Calls a command that must fail; its message."""
+
+    def call(code: int, called: Command, *arguments: object) -> str:
+        outcome = command(called, *arguments)
+        match = re.fullmatch(r"error: ([^\n]+)\n", outcome.err)
+        assert match, outcome.err
+        assert outcome.code == code
+        return match[1]
+
+    return call
+
+
+@pytest.fixture
+def study(run_sqlite: Runs) -> Runs:
+    """A study of three trials in the workspace, one of them failed."""
+    run_sqlite(FakeExecutor(lambda job, events: broken(job, False, "nan") if job.trial == 1 else events), trials=3)
+    return run_sqlite
+
+
+def tiny_run(*arguments: object) -> tuple[object, ...]:
+    return (search_run, "--space", "tiny", "--executor", "inline", *arguments)
+
+
+# search.run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--space", "nmist"), "unknown space 'nmist': choose one of digits_small, mnist_small, tiny"),
+        (("--data", "nmist"), "unknown dataset 'nmist'"),
+        (("--study", "results"), "study name 'results' is reserved: choose another"),
+        (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
+        (("--trials", "0"), "trials=0: input should be greater than or equal to 1"),
+        (("--trials", "many"), "'many' is not a valid integer"),
+        (("--objectives", "speed"), "'speed'"),
+        (("--objectives", "gates"), "objectives 'gates' must be accuracy,gates or accuracy"),
+        (("--storage", "study.db"), "storage 'study.db' is not a URL: write sqlite:///FILE or postgresql://..."),
+        (("--sampler", "grid"), "'grid' is not one of"),
+        (("--frobnicate",), "No such option"),
+        (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
+        (("extra",), "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_option(fails: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
+    assert part in fails(USAGE, *tiny_run(*arguments))
+
+
+def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path) -> None:
+    fails(USAGE, *tiny_run("--trials", 0))
+    assert list(workspace.iterdir()) == []
+
+
+def test_a_study_made_with_other_options(study: Runs, fails: Callable[..., str]) -> None:
+    message = fails(USAGE, *tiny_run("--epochs", 3, "--seed", 1))
+    assert (
+        "'tiny' was made with another configuration (rungs: [1, 3, 9] -> [1, 3]; seed: 0 -> 1): give --study another"
+        in message
+    )
+    message = fails(USAGE, *tiny_run("--space", "digits_small", "--study", "tiny"))
+    assert "space: tiny -> digits_small" in message
+    assert "parameters." in message
+
+
+def test_a_lowered_total(study: Runs, fails: Callable[..., str]) -> None:
+    assert fails(USAGE, *tiny_run("--trials", 2)) == "study 'tiny' has 3 trials already: give --trials 3 or more"
+
+
+def test_missing_data_without_a_network(
+    fails: Callable[..., str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    (workspace / "empty").mkdir()
+    message = fails(FAILURE, search_run, "--space", "mnist_small", "--data-dir", "empty", "--executor", "inline")
+    assert str(Path("empty/MNIST/raw")) in message
+    assert "--space digits_small" in message
+
+
+def test_a_folder_that_cannot_be_written(
+    fails: Callable[..., str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "studies").touch()
+    message = fails(FAILURE, *tiny_run("--trials", 1))
+    assert message.startswith("cannot write the study's database studies/tiny/study.db: ")
+    assert "--storage" in message
+
+
+def test_a_database_that_is_none(fails: Callable[..., str], workspace: Path) -> None:
+    (workspace / "study.db").write_bytes(b"no database" * 100)
+    assert "file is not a database" in fails(FAILURE, *tiny_run("--storage", "sqlite:///study.db"))
+    assert "nosuch" in fails(FAILURE, *tiny_run("--storage", "nosuch://host/db"))
+
+
+def test_a_busy_database(study: Runs, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    other = sqlite3.connect("studies/tiny/study.db", isolation_level=None)
+    try:
+        other.execute("BEGIN EXCLUSIVE")
+        message = fails(FAILURE, *tiny_run("--trials", 4))
+    finally:
+        other.close()
+    assert message.startswith("the study's database sqlite:///studies/tiny/study.db failed: database is locked; ")
+
+
+def test_a_password_is_not_shown(fails: Callable[..., str]) -> None:
+    pytest.importorskip("sqlalchemy")
+    message = fails(FAILURE, *tiny_run("--storage", "postgresql://me:secret@127.0.0.1:9/optuna"))
+    assert "secret" not in message
+    assert "127.0.0.1" in message
+
+
+def test_a_limit_that_nothing_fits(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from search import study as driver
+
+    monkeypatch.setattr(driver, "MAX_REJECTED_IN_A_ROW", 3)
+    outcome = fails(
+        FAILURE, *tiny_run("--trials", 2, "--max-gates", 10, "--epochs", 1, "--tracking-uri", "sqlite:///x/y")
+    )
+    assert "3 candidates in a row were rejected" in outcome
+
+
+# search.export
+
+
+def test_export_of_what_is_not_there(study: Runs, fails: Callable[..., str], workspace: Path) -> None:
+    output = ("-o", "best.yaml")
+    assert "no study database at studies/other/study.db" in fails(USAGE, export, "--study", "other", *output)
+    message = fails(USAGE, export, "--study", "other", "--storage", "sqlite:///studies/tiny/study.db", *output)
+    assert message.endswith("there are: tiny")
+    message = fails(USAGE, export, "--study", "tiny", "--pick", "trial=99", *output)
+    assert message == "trial 99 is not among the complete ones: 0, 2"
+    assert "trial 1 is not among" in fails(USAGE, export, "--study", "tiny", "--pick", "trial=1", *output)
+    assert "'worst'" in fails(USAGE, export, "--study", "tiny", "--pick", "worst", *output)
+    message = fails(USAGE, export, "--study", "tiny", "--max-gates", 100, *output)
+    assert re.match(r"no complete trial has at most 100 raw gates; the smallest has [\d,]+$", message)
+    message = fails(USAGE, export, "--study", "tiny", "--pick", "trial=0", "--max-gates", 100, *output)
+    assert "--max-gates chooses among trials" in message
+    assert "is reserved" in fails(USAGE, export, "--study", "results", *output)
+    (workspace / "file").touch()
+    assert "cannot write file/best.yaml" in fails(FAILURE, export, "--study", "tiny", "-o", "file/best.yaml")
+    assert "Missing option '--study'" in fails(USAGE, export, *output)
+    assert not (workspace / "best.yaml").exists()
+
+
+def test_export_of_a_study_without_a_complete_trial(run_sqlite: Runs, fails: Callable[..., str]) -> None:
+    run_sqlite(FakeExecutor(lambda job, events: broken(job, False, "nan")), trials=1)
+    assert "no complete trial yet" in fails(USAGE, export, "--study", "tiny", "-o", "best.yaml")
+
+
+def test_sync_of_what_is_not_there(study: Runs, fails: Callable[..., str], workspace: Path) -> None:
+    assert "no study database at" in fails(USAGE, sync, "--study", "other")
+    (workspace / "file").touch()
+    assert "MLflow at" in fails(FAILURE, sync, "--study", "tiny", "--tracking-uri", "http://127.0.0.1:9")
+
+
+# search.train
+
+
+def exported(candidate: Candidate | None = None) -> dict[str, Any]:
+    body = yaml.safe_load(dump_candidate_file(CandidateFile(candidate or tiny_candidate(epochs=1), 0, tiny_origin())))
+    assert isinstance(body, dict)
+    return body
+
+
+def put(body: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    *parents, last = path.split(".")
+    inner = body
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    return body
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{a: [1, 2", "best.yaml is not YAML"),
+        ("a: b: c", "best.yaml is not YAML"),
+        (b"\xff\xfe\x00", "best.yaml is not YAML"),
+        ("", "is not an exported configuration (no `format: convlogic-candidate`)"),
+        ("just text", "is not an exported configuration"),
+        ("- 1\n- 2\n", "is not an exported configuration"),
+        (yaml.safe_dump({"services": {"web": {"image": "nginx"}}}), "is not an exported configuration"),
+        ("!!python/object/apply:os.system ['touch pwned']", "best.yaml is not YAML"),
+        (put(exported(), "version", 2), "has version 2, this program reads 1"),
+        (put(exported(), "version", None), "has version None"),
+        (put(exported(), "candidate.model.num_layers", 3), "candidate.model.num_layers=3: unexpected"),
+        (put(exported(), "colour", "red"), "colour='red': unexpected"),
+        (put(exported(), "candidate.train.lr", "fast"), "candidate.train.lr='fast': input should be a valid number"),
+        (put(exported(), "candidate.train.lr", -1), "lr=-1.0 must be a positive number"),
+        (put(exported(), "candidate.train.epochs", 0), "epochs=0 must be at least 1"),
+        (put(exported(), "candidate.train.epochs", 1.5), "candidate.train.epochs=1.5: "),
+        (put(exported(), "candidate.model.tau", 0), "tau=0.0 must be a positive number"),
+        (put(exported(), "candidate.model.dense", []), "candidate.model: the last layer's 144 outputs cannot be"),
+        (put(exported(), "candidate.model.conv", [{"kernel": 3}]), "out_channels"),
+        (put(exported(), "candidate.model.num_classes", 7), "cannot be divided among 7 classes"),
+        (put(exported(), "candidate.model.input_shape", [1, 28]), "candidate.model.input_shape"),
+        (put(exported(), "seed", "x"), "seed='x': "),
+        (put(exported(), "candidate", None), "candidate=None: "),
+        (put(exported(), "candidate.data.dataset", "nmist"), "no dataset 'nmist': choose one of digits, "),
+        (put(exported(), "candidate.data.limit_train", 5), "a limit of 5 training images"),
+    ],
+)
+def test_a_yaml_that_is_not_right(
+    fails: Callable[..., str], workspace: Path, content: str | bytes | dict[str, Any], part: str
+) -> None:
+    if isinstance(content, dict):
+        content = yaml.safe_dump(content)
+    (workspace / "best.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+    assert part in fails(USAGE, train, "best.yaml")
+    assert not (workspace / "pwned").exists()
+
+
+def test_a_yaml_that_is_not_there(fails: Callable[..., str], workspace: Path) -> None:
+    assert fails(USAGE, train, "best.yaml").startswith("cannot read best.yaml: No such file or directory; write one")
+    (workspace / "folder").mkdir()
+    assert "cannot read folder: Is a directory" in fails(USAGE, train, "folder")
+    assert "Missing argument 'CONFIG'" in fails(USAGE, train)
+    assert "--seeds" in fails(USAGE, train, "best.yaml", "--seeds", 0)
+
+
+def write(candidate: Candidate) -> None:
+    Path("best.yaml").write_text(yaml.safe_dump(exported(candidate)))
+
+
+def test_a_network_too_large_for_memory(fails: Callable[..., str], workspace: Path) -> None:
+    candidate = tiny_candidate(epochs=1)
+    write(
+        replace(candidate, model=replace(candidate.model, dense=(replace(candidate.model.dense[0], out_dim=10**11),)))
+    )
+    message = fails(FAILURE, train, "best.yaml")
+    assert re.match(r"training needs at least [\d.]+ GiB and [\d.]+ GiB are available: lower ", message)
+
+
+def test_a_loss_that_diverges(fails: Callable[..., str], workspace: Path) -> None:
+    candidate = tiny_candidate(epochs=3)
+    limited = replace(candidate.data, limit_train=100)
+    write(replace(candidate, data=limited, train=replace(candidate.train, lr=1e38)))
+    assert "lr 1e+38 is likely too high" in fails(FAILURE, train, "best.yaml")
+
+
+def test_results_that_cannot_be_written(fails: Callable[..., str], workspace: Path) -> None:
+    write(tiny_candidate(epochs=1))
+    (workspace / "runs").touch()
+    assert "cannot write runs/best/seed_0/config.yaml: " in fails(FAILURE, train, "best.yaml")
+
+
+# As typed
+
+
+@pytest.mark.parametrize("name", ["run", "spaces", "export", "train", "sync", "plot"])
+def test_help_is_quick(name: str) -> None:
+    """It imports nothing that takes seconds. Measured again if others keep this machine busy."""
+    durations_s = []
+    while not durations_s or (min(durations_s) > 1 and len(durations_s) < 5):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", f"search.{name}", "--help"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        durations_s.append(time.perf_counter() - start)
+    assert done.stdout.startswith(f"Usage: python -m search.{name} [OPTIONS]")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & {"torch", "optuna", "mlflow", "ray", "numpy", "pydantic", "matplotlib"}
+    assert min(durations_s) < 1
+
+
+def test_an_error_of_the_real_command(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", "--space", "nmist"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: unknown space 'nmist': [^\n]+\n", done.stderr)

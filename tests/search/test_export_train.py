@@ -1,0 +1,217 @@
+"""From a study to a configuration, from that to a trained network: the same figures again, anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from convlogic_core import build_model
+from search import data, final_training
+from search.candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
+from search.data import Images, Source, load_test
+from search.export import export
+from search.run import run as search_run
+from search.train import train
+from search.training import TrainingRun, encode, soft_and_discrete_accuracy
+from spaces.candidate import Candidate
+from tests.search.conftest import Outcome
+from tests.search.tiny import FakeExecutor, Runs, tiny_candidate, tiny_origin
+
+REPOSITORY = Path(__file__).parents[2]
+Call = Callable[..., Outcome]
+FILES = ["config.yaml", "epochs.json", "metrics.json", "model.safetensors"]
+
+
+@pytest.fixture
+def small(workspace: Path) -> Candidate:
+    """best.yaml: three epochs on 100 of the digits."""
+    candidate = tiny_candidate(epochs=3)
+    candidate = replace(candidate, data=replace(candidate.data, limit_train=100))
+    Path("best.yaml").write_text(dump_candidate_file(CandidateFile(candidate, 11, tiny_origin())))
+    return candidate
+
+
+@pytest.fixture
+def no_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = data.SOURCES["digits"]
+
+    def read(root: Path, is_test: bool) -> Images:
+        if is_test:
+            raise AssertionError("the test split was opened")
+        return digits.read(root, is_test)
+
+    monkeypatch.setitem(data.SOURCES, "digits", Source(digits.info, digits.num_validation, read))
+
+
+# From the study to a file
+
+
+def test_a_trial_goes_into_a_file_and_comes_back(run_sqlite: Runs, command: Call) -> None:
+    views = [view for view in run_sqlite(FakeExecutor(), trials=8) if view.state == "complete"]
+    best = max(views, key=lambda view: view.acc_discrete or 0)
+    for arguments, view in (((), best), (("--pick", "best"), best), (("--pick", f"trial={views[2].number}"), views[2])):
+        outcome = command(export, "--study", "tiny", "-o", "out/best.yaml", *arguments)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert f"trial {view.number} of study tiny" in outcome.out
+        file = load_candidate_file(Path("out/best.yaml"))
+        assert (file.candidate, file.seed) == (view.candidate, view.attrs["seed"])
+        assert file.origin.trial == view.number
+        assert file.origin.acc_discrete == view.acc_discrete
+        assert file.origin.params == view.params
+
+
+def test_a_gate_limit_takes_the_best_among_those_that_fit(run_sqlite: Runs, command: Call) -> None:
+    views = [view for view in run_sqlite(FakeExecutor(), trials=8) if view.state == "complete"]
+    best = max(views, key=lambda view: view.acc_discrete or 0)
+    limit = (best.raw_gates or 0) - 1
+    fitting = [view for view in views if (view.raw_gates or 0) <= limit]
+    assert command(export, "--study", "tiny", "-o", "best.yaml", "--max-gates", limit).code == 0
+    expected = max(fitting, key=lambda view: view.acc_discrete or 0)
+    assert load_candidate_file(Path("best.yaml")).origin.trial == expected.number
+
+
+# From the file to the network
+
+
+def test_the_same_figures_in_an_empty_folder_with_any_number_of_threads(
+    command: Call, workspace: Path, tracking_uri: str, no_test_split: None
+) -> None:
+    """Search and export never open the test split; the trial's figures come back at the same budget and seed."""
+    arguments = ("--space", "tiny", "--executor", "inline", "--trials", 2, "--limit-train", 100)
+    outcome = command(search_run, *arguments, "--tracking-uri", tracking_uri)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert command(export, "--study", "tiny", "--pick", "trial=0", "-o", "best.yaml").code == 0
+    origin = load_candidate_file(Path("best.yaml")).origin
+    assert origin.epoch == 9
+    running = []
+    for threads in ("1", "2"):
+        folder = workspace / f"threads_{threads}"
+        folder.mkdir()
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
+        call = [
+            sys.executable,
+            "-m",
+            "search.train",
+            str(workspace / "best.yaml"),
+            "--tracking-uri",
+            "http://127.0.0.1:9",
+        ]
+        running.append(
+            subprocess.Popen(call, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    weights = []
+    for threads, process in zip(("1", "2"), running, strict=True):
+        out, err = process.communicate()
+        assert (process.returncode, err.decode()) == (0, "")
+        assert out.decode().count("warning: MLflow failed") == 1
+        (folder,) = (workspace / f"threads_{threads}/runs/best").iterdir()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["val/acc_discrete"] == origin.acc_discrete
+        assert metrics["val/acc_soft"] == origin.acc_soft
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_folder_is_enough_by_itself(command: Call, small: Candidate, tracking_uri: str) -> None:
+    outcome = command(train, "best.yaml", "--tracking-uri", tracking_uri)
+    assert (outcome.code, outcome.err) == (0, "")
+    folder = Path("runs/best/seed_11")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert load_candidate_file(folder / "config.yaml").candidate == small
+    metrics = json.loads((folder / "metrics.json").read_text())
+    epochs = json.loads((folder / "epochs.json").read_text())
+    assert [record["epoch"] for record in epochs] == [1, 2, 3]
+    assert metrics["gates/raw"] == 2280
+    assert metrics["val/gap"] == metrics["val/acc_soft"] - metrics["val/acc_discrete"]
+    assert f"{metrics['test/acc_discrete']:.2%}" in outcome.out
+    # The network as it was saved, measured on the test split again.
+    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    thresholds = tensors.pop("thresholds")
+    model = build_model(small.model, 0)
+    model.load_state_dict(tensors)
+    planes = encode(load_test("digits"), thresholds, torch.device("cpu"))
+    assert soft_and_discrete_accuracy(model, planes) == (metrics["test/acc_soft"], metrics["test/acc_discrete"])
+
+
+def test_the_same_command_again_trains_and_logs_nothing(command: Call, small: Candidate, tracking_uri: str) -> None:
+    first = command(train, "best.yaml", "--tracking-uri", tracking_uri)
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    again = command(train, "best.yaml", "--tracking-uri", tracking_uri)
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+    assert "epoch 1/3" in first.out
+    assert "epoch" not in again.out
+    assert again.out.splitlines()[-1] == first.out.splitlines()[-1]
+
+
+def test_several_seeds_are_trained_and_summarised(command: Call, small: Candidate, tracking_uri: str) -> None:
+    outcome = command(train, "best.yaml", "--seeds", 2, "-o", "two", "--tracking-uri", tracking_uri)
+    folders = sorted(Path("two").iterdir())
+    assert len(folders) == 2
+    assert Path("two/seed_11") in folders
+    accuracies = [json.loads((folder / "metrics.json").read_text())["test/acc_discrete"] for folder in folders]
+    mean, deviation = sum(accuracies) / 2, abs(accuracies[0] - accuracies[1]) / 2**0.5
+    assert f"test/acc_discrete  {mean:.2%} ± {100 * deviation:.2f}" in outcome.out
+    weights = {(folder / "model.safetensors").read_bytes() for folder in folders}
+    assert len(weights) == 2
+
+
+def test_another_configuration_in_the_same_folder_is_refused(
+    command: Call, small: Candidate, tracking_uri: str
+) -> None:
+    assert command(train, "best.yaml", "-o", "out", "--tracking-uri", tracking_uri).code == 0
+    other = replace(small, train=replace(small.train, lr=0.03))
+    Path("other.yaml").write_text(dump_candidate_file(CandidateFile(other, 11, tiny_origin())))
+    outcome = command(train, "other.yaml", "-o", "out", "--tracking-uri", tracking_uri)
+    assert outcome.code == 2
+    assert outcome.err == "error: out/seed_11 holds results of another configuration: give -o another folder\n"
+
+
+class Killed(BaseException): ...
+
+
+@pytest.mark.parametrize("kill_at", ["epoch", "checkpoint", "weights", "metrics"])
+def test_a_killed_final_training_ends_with_the_same_weights(
+    command: Call, small: Candidate, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, kill_at: str
+) -> None:
+    call = (train, "best.yaml", "--tracking-uri", tracking_uri, "-o")
+    assert command(*call, "whole").code == 0
+    monkeypatch.setattr(final_training, "CHECKPOINT_EVERY_S", 0.0)
+    with monkeypatch.context() as patch:
+        if kill_at == "epoch":
+            run_epoch = TrainingRun.run_epoch
+
+            def killed(run: TrainingRun) -> Any:
+                if run.epoch == 2:
+                    raise Killed
+                return run_epoch(run)
+
+            patch.setattr(TrainingRun, "run_epoch", killed)
+        else:
+            name = {"checkpoint": "checkpoint.safetensors", "weights": "model.safetensors", "metrics": "metrics.json"}
+            write = final_training.write_atomically
+
+            def killed_writing(path: Path, content: bytes) -> None:
+                if path.name == name[kill_at]:
+                    raise Killed
+                write(path, content)
+
+            patch.setattr(final_training, "write_atomically", killed_writing)
+        with pytest.raises(Killed):
+            command(*call, "parts")
+    outcome = command(*call, "parts")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert ("goes on after epoch 2" in outcome.out) == (kill_at not in ("checkpoint", "metrics"))
+    whole, parts = Path("whole/seed_11"), Path("parts/seed_11")
+    assert sorted(path.name for path in parts.iterdir()) == FILES
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    losses = [[record["loss"] for record in json.loads((each / "epochs.json").read_text())] for each in (whole, parts)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3

@@ -1,0 +1,217 @@
+"""The one training loop: the same bytes from the same seed, whatever stopped it or however many threads ran it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from convlogic_core import num_parameters, soft_evaluation
+from search import training
+from search.data import Dataset
+from search.errors import Failure
+from search.jobs import Failed, Job, JobRunner
+from search.training import (
+    Diverged,
+    EncodedDataset,
+    TrainingRun,
+    accuracy,
+    check_memory,
+    derived_seed,
+    encode_dataset,
+    learning_rate,
+    soft_and_discrete_accuracy,
+    training_bytes,
+)
+from spaces.candidate import Candidate
+from tests.search.tiny import TINY, tiny_candidate
+
+CPU = torch.device("cpu")
+CANDIDATES = {
+    "softmax": tiny_candidate(),
+    "iwp": tiny_candidate(parametrization="iwp", lr_iwp=0.1),
+    "weight decay": replace(tiny_candidate(), train=replace(tiny_candidate().train, weight_decay=0.01)),
+}
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Dataset) -> EncodedDataset:
+    return encode_dataset(dataset, TINY.data, CPU)
+
+
+def trained(candidate: Candidate, data: EncodedDataset, epochs: int, seed: int = 7) -> TrainingRun:
+    run = TrainingRun(candidate, data, seed)
+    for _ in range(epochs):
+        run.run_epoch()
+    return run
+
+
+# The schedule
+
+
+@pytest.mark.parametrize("decay_fraction", [0.0, 0.25, 0.4, 1.0])
+def test_rate_is_constant_then_falls_to_zero_on_a_cosine(decay_fraction: float) -> None:
+    start = 1 - decay_fraction
+    assert [learning_rate(0.1, decay_fraction, start * x) for x in (0.0, 0.5, 1.0)] == pytest.approx([0.1] * 3)
+    if decay_fraction:
+        at = [learning_rate(0.1, decay_fraction, start + decay_fraction * x) for x in (0.25, 0.5, 0.75, 1.0)]
+        quarter = (1 + math.sqrt(0.5)) / 2
+        assert at == pytest.approx([0.1 * quarter, 0.05, 0.1 * (1 - quarter), 0.0])
+
+
+def test_the_rate_follows_the_full_budget_not_the_rung(data: EncodedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    original = learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda *args: rates.append(original(*args)) or rates[-1])
+    run = trained(tiny_candidate(epochs=5), data, 3)
+    assert rates == [0.02] * 9  # three batches an epoch, the last of 13 images; decay begins at 3/5
+    run.run_epoch()
+    assert 0.02 >= rates[9] > rates[10] > rates[11] > 0
+    assert run.optimizer.param_groups[0]["lr"] == rates[11]
+
+
+# The same seed, the same bytes
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_the_same_seed_gives_the_same_bytes(name: str, data: EncodedDataset) -> None:
+    first = trained(CANDIDATES[name], data, 2).checkpoint()
+    assert trained(CANDIDATES[name], data, 2).checkpoint() == first
+    assert trained(CANDIDATES[name], data, 2, seed=8).checkpoint() != first
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_restored_is_as_if_never_stopped(name: str, data: EncodedDataset) -> None:
+    whole = trained(CANDIDATES[name], data, 3)
+    resumed = TrainingRun(CANDIDATES[name], data, 7)
+    resumed.restore(trained(CANDIDATES[name], data, 2).checkpoint())
+    assert resumed.epoch == 2
+    record = resumed.run_epoch()
+    assert resumed.checkpoint() == whole.checkpoint()
+    assert record.epoch == 3
+    assert record.acc_discrete == accuracy(whole.model.eval(), data.validation)
+
+
+def test_threads_do_not_change_a_bit(dataset: Dataset) -> None:
+    """Wide enough that the work is shared: 1,600 gates on batches of 16 and of 13."""
+    data = encode_dataset(dataset, replace(TINY.data, num_thresholds=3), CPU)
+    candidate = tiny_candidate(k=32, outputs_per_class=160)
+    candidate = replace(candidate, model=replace(candidate.model, input_shape=(3, 28, 28)))
+    checkpoints = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            checkpoints.append(trained(candidate, data, 2).checkpoint())
+    finally:
+        torch.set_num_threads(1)
+    assert checkpoints[0] == checkpoints[1] == checkpoints[2]
+
+
+def test_a_network_learns(data: EncodedDataset) -> None:
+    records = []
+    run = TrainingRun(tiny_candidate(epochs=20, lr=0.2), data, 7)
+    while run.epoch < 20:
+        records.append(run.run_epoch())
+    assert records[-1].loss < 0.7 * records[0].loss
+    assert records[-1].acc_soft > 0.5
+
+
+# Checkpoints of something else
+
+
+def test_a_checkpoint_of_another_seed_is_refused(data: EncodedDataset) -> None:
+    with pytest.raises(Failure, match=r"^the checkpoint is of seed 7, this run has seed 8$"):
+        TrainingRun(tiny_candidate(), data, 8).restore(trained(tiny_candidate(), data, 1).checkpoint())
+
+
+@pytest.mark.parametrize("other", [{"k": 5}, {"kernel_1": 3}, {"lr": 0.03}, {"parametrization": "iwp", "lr_iwp": 0.1}])
+def test_a_checkpoint_of_another_network_is_refused(data: EncodedDataset, other: dict[str, int]) -> None:
+    checkpoint = trained(tiny_candidate(**other), data, 1).checkpoint()
+    run = TrainingRun(tiny_candidate(), data, 7)
+    with pytest.raises(Failure, match=r"^not a checkpoint of this configuration: [^\n]+$"):
+        run.restore(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", "cut", "no epoch"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(data: EncodedDataset, damage: bytes | str) -> None:
+    checkpoint = trained(tiny_candidate(), data, 1).checkpoint()
+    if isinstance(damage, bytes):
+        damaged = damage
+    else:
+        damaged = checkpoint[:-100] if damage == "cut" else checkpoint.replace(b'"epoch"', b'"ehcop"')
+    assert damaged != checkpoint
+    with pytest.raises(Failure, match=r"^not a checkpoint of this configuration: [^\n]+$"):
+        TrainingRun(tiny_candidate(), data, 7).restore(damaged)
+
+
+# Measuring
+
+
+@pytest.mark.parametrize("batch", [7, 30, 1000])
+def test_accuracy_is_over_every_image(data: EncodedDataset, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """30 images in batches of 7: the last has 2."""
+    model = trained(tiny_candidate(), data, 2).model.eval()
+    with torch.no_grad():
+        right = [
+            int(model(x[None].float()).argmax()) == int(y)
+            for x, y in zip(data.validation.x, data.validation.y, strict=True)
+        ]
+    monkeypatch.setattr(training, "EVALUATION_BATCH", batch)
+    assert accuracy(model, data.validation) == sum(right) / 30
+
+
+def test_soft_and_discrete_are_two_measurements_of_the_same_weights(data: EncodedDataset) -> None:
+    run = trained(tiny_candidate(epochs=20), data, 6)
+    soft, discrete = soft_and_discrete_accuracy(run.model, data.validation)
+    x = data.validation.x.float()
+    run.model.eval()
+    with torch.no_grad():
+        sums = run.model(x) * run.candidate.model.tau
+        assert torch.equal(sums, sums.round())
+        with soft_evaluation(run.model):
+            soft_sums = run.model(x) * run.candidate.model.tau
+            assert accuracy(run.model, data.validation) == soft
+    assert not torch.equal(soft_sums, soft_sums.round())
+    assert accuracy(run.model, data.validation) == discrete
+    assert soft != discrete
+
+
+# What cannot be trained
+
+
+def test_a_diverging_loss_is_told(data: EncodedDataset) -> None:
+    candidate = replace(tiny_candidate(), train=replace(tiny_candidate().train, lr=1e38))
+    with pytest.raises(Diverged, match=r"^the loss is (nan|inf) in epoch 1: lr 1e\+38 is likely too high$"):
+        trained(candidate, data, 2)
+
+
+def test_a_job_that_diverges_ends_with_that_cause(dataset: Dataset) -> None:
+    candidate = replace(tiny_candidate(), train=replace(tiny_candidate().train, lr=1e38))
+    *_, last = JobRunner(dataset, CPU).run(Job(0, candidate, 7, 4, None))
+    assert isinstance(last, Failed)
+    assert last.cause == "nan"
+
+
+def test_a_job_that_does_not_fit_in_memory_ends_with_that_cause(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_available_bytes", lambda: 1000)
+    (failed,) = JobRunner(dataset, CPU).run(Job(0, tiny_candidate(), 7, 4, None))
+    assert isinstance(failed, Failed)
+    assert failed.cause == "out of memory"
+
+
+def test_memory_of_a_step_is_bounded_from_below() -> None:
+    spec = tiny_candidate().model
+    parameters = 16 * num_parameters(spec)  # float32 weights, gradients and two moments
+    features = 784 + 4 * 6 * 6 + 120
+    assert training_bytes(spec, 10) == parameters + 10 * features * 8
+    with pytest.raises(Failure, match=r"^training needs at least \d+\.\d GiB and \d+\.\d GiB are available: [^\n]+$"):
+        check_memory(spec, 10**12)
+    check_memory(spec, 10)
+
+
+def test_seeds_of_trials_and_epochs_differ() -> None:
+    paths = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 1), (0, 1, 1), (1, 1, 1)]
+    assert len({derived_seed(*path) for path in paths}) == len(paths)
+    assert derived_seed(5, 3) == derived_seed(5, 3) < 2**32
