@@ -43,7 +43,7 @@ def main() -> None:
         try:
             steps["torchlogix"] = training_step(torchlogix_model(spec), spec, arguments.batch)
         except ImportError as error:
-            parser.exit(1, f"{error}; install the peer: python -m pip install --no-deps torchlogix==0.1.1 rich\n")
+            parser.exit(1, f"{error}; install the peer: python -m pip install --no-deps torchlogix==0.1.1\n")
 
     times = time_interleaved(steps, arguments.steps)
     report = {

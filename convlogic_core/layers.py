@@ -289,8 +289,9 @@ class GroupSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.k:
             raise ValueError(f"GroupSum cannot divide {x.shape[-1]} outputs among k={self.k} classes")
-        sums: Tensor = x.unflatten(-1, (self.k, -1)).sum(-1)
-        return sums / self.tau
+        # over the leading dimension: batch-innermost outputs are then summed in the order they lie in memory
+        sums: Tensor = x.movedim(-1, 0).unflatten(0, (self.k, -1)).sum(1)
+        return sums.movedim(0, -1) / self.tau
 
     def extra_repr(self) -> str:
         return f"k={self.k}, tau={self.tau}"

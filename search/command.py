@@ -9,6 +9,9 @@ import click
 
 from .errors import Failure, UsageError
 
+# threads that spin while they wait take the cores from other workers: set before PyTorch starts OpenMP
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 if TYPE_CHECKING:
     from rich.console import Console
 

@@ -5,6 +5,8 @@ Source: asynchronous successive halving, Li et al. 2020, arXiv 1810.05934; non-d
 al. 2002, NSGA-II.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,8 +14,8 @@ Points = NDArray[np.float64]
 
 
 def goes_on(points: Points, index: int, reduction: int) -> bool:
-    """Whether the trial in row `index` is among the best 1/reduction (at least one) of those that reached the rung."""
-    num_survivors = max(1, len(points) // reduction)
+    """Whether the trial in row `index` is among the best 1/reduction (rounded up) of those that reached the rung."""
+    num_survivors = math.ceil(len(points) / reduction)
     return index in best_first(points)[:num_survivors]
 
 

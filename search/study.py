@@ -171,9 +171,9 @@ class StudyDriver:
             trial = Trial(self.study, frozen._trial_id)
             candidate, problem = self._candidate(trial)
             if candidate is None or problem is not None:
-                self._num_counted -= view.counts  # not where the earlier driver had rejected it already
                 trial.set_user_attr("rejected", problem)
                 self.study.tell(trial, state=TrialState.FAIL)
+                self._num_counted -= 1
                 self._tell_observers(trial.number)
             else:
                 self._ready.append(self._first_job(trial, candidate))

@@ -70,7 +70,8 @@ struct TreeBackward {
     alignas(64) Vector<Scalar> node[num_leaves + num_gates][max_vectors];  // the caller writes the leaves
     alignas(64) Vector<Scalar> grad[num_leaves + num_gates][max_vectors];  // and the gradient of the root
 
-    // Calls leaf_gradient(leaf, vector, gradient) where needed, leaves in order; partials(gate) says where four sums go.
+    // Calls leaf_gradient(leaf, vector, gradient) where needed, leaves in order; partials(gate) says where four sums
+    // go.
     template <bool needs_leaf_gradients, class LeafGradient, class Partials>
     CONVLOGIC_INLINE void run(const Scalar* c, int vectors, const LeafGradient& leaf_gradient, const Partials& partials,
                               bool accumulate) {

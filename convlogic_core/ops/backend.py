@@ -23,11 +23,15 @@ def native() -> ModuleType:
     return _native
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def native_built() -> bool:
-    """Whether the extension can be used; the first refusal warns, the import alone does not."""
+    """Whether the extension can be used."""
+    return _native is not None
+
+
+def warn_once_without_native() -> None:
+    """Told when the first layer is made, and not when the package is imported."""
     global _import_error
-    if _native is None and _import_error:
+    if _import_error:
         warnings.warn(
             f"convlogic_core runs without its native kernels ({_import_error}); the plain PyTorch reference is used, "
             "about 100x slower on a CPU. `pip install .` with a C++ compiler builds them.",
@@ -35,7 +39,6 @@ def native_built() -> bool:
             stacklevel=2,
         )
         _import_error = ""
-    return _native is not None
 
 
 def check_implementation(implementation: str | None) -> str:
@@ -51,6 +54,8 @@ def check_implementation(implementation: str | None) -> str:
         raise ValueError('implementation "cuda" needs a CUDA device and none is available; use "auto" or "cpu"')
     if name == "cpu" and _native is None:
         raise ValueError('implementation "cpu" needs the native extension, which was not built; use "auto" or "python"')
+    if name == "auto":
+        warn_once_without_native()
     return name
 
 
@@ -70,8 +75,7 @@ def use_native(implementation: str, x: torch.Tensor) -> bool:
         if implementation == "cpu":
             raise ValueError(f'implementation "cpu" takes float32 or float64, got {x.dtype}; use "auto"')
         return False
-    built: bool = native_built()
-    return built
+    return native_built()
 
 
 def batch_innermost_empty(x: torch.Tensor, *sizes: int) -> torch.Tensor:

@@ -234,6 +234,13 @@ def put(body: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         (put(exported(), "seed", "x"), "seed='x': "),
         (put(exported(), "candidate", None), "candidate=None: "),
         (put(exported(), "candidate.data.dataset", "nmist"), "no dataset 'nmist': choose one of digits, "),
+        (put(exported(), "candidate.data.num_thresholds", 0), "num_thresholds=0 must be 1 to 255"),
+        (
+            put(exported(), "candidate.data.num_thresholds", 3),
+            "the model takes (1, 28, 28) planes and 10 classes, digits",
+        ),
+        (put(exported(), "seed", -1), "seed=-1: "),
+        (put(exported(), "origin", None), "origin=None: "),
         (put(exported(), "candidate.data.limit_train", 5), "a limit of 5 training images"),
     ],
 )

@@ -163,6 +163,20 @@ def test_several_seeds_are_trained_and_summarised(command: Call, small: Candidat
     assert len(weights) == 2
 
 
+def test_the_test_split_is_opened_once_every_seed_is_trained(
+    command: Call, small: Candidate, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def opened(*args: Any) -> Images:
+        trained.append(len(list(Path("runs/best").glob("*/model.safetensors"))))
+        return load_test(*args)
+
+    monkeypatch.setattr(final_training, "load_test", opened)
+    assert command(train, "best.yaml", "--seeds", 2, "--tracking-uri", tracking_uri).code == 0
+    assert trained == [2, 2]
+
+
 def test_another_configuration_in_the_same_folder_is_refused(
     command: Call, small: Candidate, tracking_uri: str
 ) -> None:
@@ -208,7 +222,8 @@ def test_a_killed_final_training_ends_with_the_same_weights(
             command(*call, "parts")
     outcome = command(*call, "parts")
     assert (outcome.code, outcome.err) == (0, "")
-    assert ("goes on after epoch 2" in outcome.out) == (kill_at not in ("checkpoint", "metrics"))
+    assert ("goes on after epoch 2" in outcome.out) == (kill_at in ("epoch", "weights"))
+    assert ("epoch 3/3" in outcome.out) == (kill_at != "metrics")
     whole, parts = Path("whole/seed_11"), Path("parts/seed_11")
     assert sorted(path.name for path in parts.iterdir()) == FILES
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

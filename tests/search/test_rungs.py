@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,12 +59,12 @@ def test_a_front_worked_by_hand() -> None:
     assert front_numbers(rows).tolist() == [0, 0, 0, 1, 1]
     assert crowding_distances(rows[:3]).tolist() == [np.inf, 2.0, np.inf]
     assert best_first(rows) == [0, 2, 1, 3, 4]
-    assert survivors(rows, 3) == [0]
+    assert survivors(rows, 3) == [0, 2]
 
 
 @given(points(), st.integers(1, 5))
-def test_one_in_reduction_goes_on_and_at_least_one(rows: Points, reduction: int) -> None:
-    assert len(survivors(rows, reduction)) == max(1, len(rows) // reduction)
+def test_one_in_reduction_goes_on_rounded_up(rows: Points, reduction: int) -> None:
+    assert len(survivors(rows, reduction)) == math.ceil(len(rows) / reduction)
 
 
 @given(points(), st.integers(1, 5))
@@ -81,7 +83,7 @@ def test_the_best_accuracy_always_goes_on(rows: Points, reduction: int) -> None:
 @given(points(1), st.integers(1, 5))
 def test_with_one_objective_it_is_the_best_ones(rows: Points, reduction: int) -> None:
     values = rows[:, 0].tolist()
-    num_survivors = max(1, len(values) // reduction)
+    num_survivors = math.ceil(len(values) / reduction)
     assert sorted(values[i] for i in survivors(rows, reduction)) == sorted(values)[-num_survivors:]
 
 

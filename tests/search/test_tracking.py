@@ -135,7 +135,7 @@ def test_a_metric_an_epoch_with_the_worker_s_clock(tracked: Tracked) -> None:
         for name in EPOCH_METRICS & found.keys():
             assert found[name] == [(each.epoch, each.metrics()[name], each.timestamp_ms) for each in view.records]
         if view.raw_gates:
-            assert found["gates/raw"] == [(0, view.raw_gates, view.attrs["started_ms"])]
+            assert found["gates/raw"] == [(0, view.raw_gates, children[view.number].info.start_time)]
 
 
 def test_told_again_nothing_changes(tracked: Tracked) -> None:
