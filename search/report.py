@@ -121,4 +121,11 @@ def print_report(
             f"{gates(best[0]) / gates(baseline):.2f} of its gates.",
             soft_wrap=True,
         )
+    sampled = next((view for view in best if not view.known), None)
+    if best[0].known and sampled is not None:
+        console.print(
+            f"Trial {best[0].number} was known before the study; the best that it sampled is trial {sampled.number}: "
+            f"{accuracy(sampled):.2%} at {gates(sampled):,} gates after {sampled.epoch} epochs.",
+            soft_wrap=True,
+        )
     console.print(f"\n{next_steps}")

@@ -28,6 +28,10 @@ from .training import EpochRecord
 if TYPE_CHECKING:
     from .final_training import FinalResult
 
+# a fresh store otherwise tells of every table it makes
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+
 TAG_STUDY: Final = "optuna.study"
 TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
@@ -48,8 +52,6 @@ class Tracker:
         self.study, self._warn, self._down = study, warn, False
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # last epoch that a run has; absent before its parameters are there
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         self.uri = uri or mlflow.get_tracking_uri()
         self._try(self._connect)
 
