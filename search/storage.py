@@ -1,6 +1,6 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `started_ms`, `rung_<epoch>` (that rung's epoch records),
+Trial attributes: `candidate`, `seed`, `known`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
 attributes: `identity`.
 """

@@ -157,7 +157,6 @@ class StudyDriver:
     def _first_job(self, trial: Trial, candidate: Candidate) -> Job:
         seed = derived_seed(self.config.seed, trial.number)
         trial.set_user_attr("seed", seed)
-        trial.set_user_attr("started_ms", time.time_ns() // 1_000_000)
         trial.set_user_attr("gates_raw", raw_gates(candidate.model))
         trial.set_user_attr("candidate", candidate.to_json())
         self._tell_observers(trial.number)

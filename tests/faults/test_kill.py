@@ -14,8 +14,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from mlflow import MlflowClient
 
+from search import tracking
 from search.storage import trial_views
 
 REPOSITORY = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_a_killed_driver_is_followed_by_one_that_ends_at_the_total(driver: Drive
         assert [record.epoch for record in view.records] == list(range(1, view.epoch + 1))
     assert list((driver.folder / "studies/tiny/checkpoints").iterdir()) == []
 
-    client = MlflowClient(f"sqlite:///{driver.folder}/mlflow.db")
+    client = tracking.MlflowClient(f"sqlite:///{driver.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

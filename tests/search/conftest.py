@@ -8,9 +8,9 @@ import optuna
 import pytest
 import torch
 from click import Command
-from mlflow import MlflowClient
 from optuna.storages import InMemoryStorage
 
+from search import tracking  # before any other import of mlflow: it turns the telemetry off
 from search.command import run_command
 from search.data import Dataset
 from spaces import SPACES, Space
@@ -55,7 +55,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with its tables and nothing in them: making them takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    tracking.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 

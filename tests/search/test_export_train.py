@@ -96,6 +96,7 @@ def test_the_same_figures_in_an_empty_folder_with_any_number_of_threads(
         folder = workspace / f"threads_{threads}"
         folder.mkdir()
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
+        environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         call = [
             sys.executable,
             "-m",

@@ -208,7 +208,7 @@ def test_a_trial_that_was_stopped_is_stopped(run: Runs, decided: bool) -> None:
     study = run.study(config)
     trial = study.ask()
     for name, value in run(FakeExecutor(), trials=1, study="other")[0].attrs.items():
-        if name in ("seed", "started_ms", "gates_raw", "candidate"):
+        if name in ("seed", "gates_raw", "candidate"):
             trial.set_user_attr(name, value)
     record = replace(measured(Job(1, tiny_candidate(), 0, 1, None), 1), acc_discrete=1.0)
     trial.set_user_attr("rung_1", [record.to_json()])

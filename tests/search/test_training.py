@@ -14,6 +14,7 @@ from search.jobs import Failed, Job, JobRunner
 from search.training import (
     Diverged,
     EncodedDataset,
+    Planes,
     TrainingRun,
     accuracy,
     check_memory,
@@ -114,6 +115,27 @@ def test_a_network_learns(data: EncodedDataset) -> None:
         records.append(run.run_epoch())
     assert records[-1].loss < 0.7 * records[0].loss
     assert records[-1].acc_soft > 0.5
+
+
+def test_every_epoch_sees_every_image_once_in_another_order(
+    data: EncodedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[torch.Tensor] = []
+    run = TrainingRun(tiny_candidate(), data, 7)
+    numbered = Planes(data.train.x, torch.arange(len(data.train.y)))
+
+    def entropy(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        batches.append(rows)
+        return scores.sum()
+
+    monkeypatch.setattr(training, "cross_entropy", entropy)
+    run.data = replace(data, train=numbered)
+    run.run_epoch()
+    run.run_epoch()
+    first, second = torch.cat(batches[:3]).tolist(), torch.cat(batches[3:]).tolist()
+    assert [len(batch) for batch in batches] == [16, 16, 13] * 2
+    assert sorted(first) == sorted(second) == list(range(45))
+    assert first != second
 
 
 # Checkpoints of something else
