@@ -211,13 +211,26 @@ struct TreeSizes {
                 std::to_string(kernel.first) + "x" + std::to_string(kernel.second) + " kernel");
     }
 
-    template <class Scalar>
-    TreeConv<Scalar> conv(Address x, Address selection, Address coefficients, int threads) const {
+    std::vector<int32_t> leaf_pixels(Address selection) const {
         const int32_t* codes = pointer<int32_t>(selection);
-        for (int64_t leaf = 0; leaf < kernels * (gates + 1); ++leaf) check_leaf(leaf, uint32_t(codes[leaf]));
+        const int64_t height = image.first + 2 * padding.first, width = image.second + 2 * padding.second;
+        if (channels * height * width > INT32_MAX)
+            throw std::invalid_argument("an image of " + std::to_string(channels * height * width) +
+                                        " values, padding included, exceeds " + std::to_string(INT32_MAX));
+        std::vector<int32_t> pixels(size_t(kernels * (gates + 1)));
+        for (size_t leaf = 0; leaf < pixels.size(); ++leaf) {
+            const uint32_t code = uint32_t(codes[leaf]);
+            check_leaf(int64_t(leaf), code);
+            pixels[leaf] = int32_t(((code >> 16) * height + (code >> 8 & 255)) * width + (code & 255));
+        }
+        return pixels;
+    }
+
+    template <class Scalar>
+    TreeConv<Scalar> conv(Address x, const std::vector<int32_t>& leaves, Address coefficients, int threads) const {
         return {pointer<Scalar>(x),
                 pointer<Scalar>(coefficients),
-                codes,
+                leaves.data(),
                 batch,
                 channels,
                 image.first,
@@ -239,9 +252,10 @@ void logic_tree_forward(Address x, Address selection, Address coefficients, Addr
                         int64_t channels, Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride,
                         Pair padding, int64_t pool, int itemsize, int threads) {
     const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const std::vector<int32_t> leaves = sizes.leaf_pixels(selection);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        const auto conv = sizes.conv<Scalar>(x, leaves, coefficients, threads);
         require_memory(CONVLOGIC_DISPATCH(tree_conv_forward, conv, pointer<Scalar>(y), pointer<uint8_t>(winner)));
     };
     itemsize == 4 ? run(float()) : run(double());
@@ -252,9 +266,10 @@ void logic_tree_backward(Address grad_y, Address x, Address selection, Address c
                          Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride, Pair padding,
                          int64_t pool, int itemsize, int threads) {
     const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const std::vector<int32_t> leaves = sizes.leaf_pixels(selection);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        const auto conv = sizes.conv<Scalar>(x, leaves, coefficients, threads);
         const TreeConvGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<uint8_t>(winner),
                                                   pointer<Scalar>(grad_x), pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(tree_conv_backward, conv, gradients));

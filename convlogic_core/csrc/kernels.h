@@ -49,7 +49,8 @@ struct ForestGradients {
 template <class Scalar>
 struct TreeConv {
     const Scalar *x, *coefficients;
-    const int32_t* selection;
+    const int32_t*
+        leaves;  // [kernels][leaves]: a leaf's pixel in the padded planes, seen from the corner of its window
     int64_t batch, channels, height, width, kernels;
     int64_t stride_y, stride_x, padding_y, padding_x, out_height, out_width;
     int depth, pool, threads;
