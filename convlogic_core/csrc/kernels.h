@@ -80,6 +80,12 @@ void* scratch(size_t bytes);
     template <class Scalar>                                                                                    \
     void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads, \
                       Scalar* total);                                                                          \
+    template <class Scalar>                                                                                    \
+    void gate_coefficients_forward(const Scalar* logits, int64_t gates, int num_logits, int threads,           \
+                                   Scalar* coefficients);                                                      \
+    template <class Scalar>                                                                                    \
+    void gate_coefficients_backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gates,      \
+                                    int num_logits, int threads, Scalar* grad_logits);                         \
     }
 
 CONVLOGIC_DECLARE_KERNELS(baseline)

@@ -191,22 +191,12 @@ bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradi
 
 template <class Scalar>
 bool forest_forward(const Forest<Scalar>& forest, Scalar* y) {
-    switch (forest.depth) {
-        case 1: return forward<Scalar, 1>(forest, y);
-        case 2: return forward<Scalar, 2>(forest, y);
-        case 3: return forward<Scalar, 3>(forest, y);
-        default: return forward<Scalar, 4>(forest, y);
-    }
+    return with_depth(forest.depth, [&](auto depth) { return forward<Scalar, depth.number>(forest, y); });
 }
 
 template <class Scalar>
 bool forest_backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    switch (forest.depth) {
-        case 1: return backward<Scalar, 1>(forest, gradients);
-        case 2: return backward<Scalar, 2>(forest, gradients);
-        case 3: return backward<Scalar, 3>(forest, gradients);
-        default: return backward<Scalar, 4>(forest, gradients);
-    }
+    return with_depth(forest.depth, [&](auto depth) { return backward<Scalar, depth.number>(forest, gradients); });
 }
 
 template <class Scalar>

@@ -80,8 +80,10 @@ struct TileOutputs {
           bytes(size_t(count) * tile_lanes<Scalar> * (sizeof(Scalar) + 1)) {}
 };
 
-template <class Scalar, int depth, int pool>
-bool forward(const TreeConv<Scalar>& conv, Scalar* y, uint8_t* winner) {
+}  // namespace
+
+template <class Scalar>
+bool tree_conv_forward(const TreeConv<Scalar>& conv, Scalar* y, uint8_t* winner) {
     constexpr int tile = tile_lanes<Scalar>;
     const ConvTile<Scalar> shape = tile_of(conv);
     const TileOutputs<Scalar> outputs(conv);
@@ -98,24 +100,24 @@ bool forward(const TreeConv<Scalar>& conv, Scalar* y, uint8_t* winner) {
         fill_planes(conv, first, lanes, planes);
         if (lanes == tile) {
             const OutputStrides strides = strides_of(conv, conv.batch);
-            conv_forward<Scalar, depth, pool>(shape, planes, y + first, strides, winner + first, strides);
+            conv_tile_forward(conv.depth, conv.pool, shape, planes, y + first, strides, winner + first, strides);
             continue;
         }
         Scalar* tile_y = planes + size;
         uint8_t* tile_winner = reinterpret_cast<uint8_t*>(tile_y + outputs.count * tile);
         const OutputStrides strides = strides_of(conv, tile);
-        conv_forward<Scalar, depth, pool>(shape, planes, tile_y, strides, tile_winner, strides);
+        conv_tile_forward(conv.depth, conv.pool, shape, planes, tile_y, strides, tile_winner, strides);
         for (int64_t i = 0; i < outputs.count; ++i) {
             copy_lanes<Scalar, tile>(y + i * conv.batch + first, tile_y + i * tile, lanes);
-            if constexpr (pool > 1)
+            if (conv.pool > 1)
                 copy_lanes<uint8_t, tile>(winner + i * conv.batch + first, tile_winner + i * tile, lanes);
         }
     }
     return complete;
 }
 
-template <class Scalar, int depth, int pool>
-bool backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gradients) {
+template <class Scalar>
+bool tree_conv_backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gradients) {
     constexpr int tile = tile_lanes<Scalar>;
     const ConvTile<Scalar> shape = tile_of(conv);
     const TileOutputs<Scalar> outputs(conv);
@@ -123,7 +125,7 @@ bool backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gra
     const bool ragged = conv.batch % tile;
     const size_t plane_bytes = size_t(size) * sizeof(Scalar);
     const size_t bytes = (gradients.x ? 2 : 1) * plane_bytes + (ragged ? outputs.bytes : 0);
-    const int64_t partials_size = conv.kernels * 4 * ((1 << depth) - 1);
+    const int64_t partials_size = conv.kernels * 4 * ((int64_t(1) << conv.depth) - 1);
     const BatchBlocks blocks = tree_blocks(conv.batch);
     bool complete = true;
 #pragma omp parallel for num_threads(conv.threads) schedule(dynamic) reduction(&& : complete)
@@ -146,55 +148,18 @@ bool backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gra
                 memset(tile_grad_y, 0, outputs.bytes);
                 for (int64_t i = 0; i < outputs.count; ++i) {
                     copy_lanes<Scalar, tile>(tile_grad_y + i * tile, grad_y + i * conv.batch, lanes);
-                    if constexpr (pool > 1)
+                    if (conv.pool > 1)
                         copy_lanes<uint8_t, tile>(tile_winner + i * tile, winner + i * conv.batch, lanes);
                 }
                 grad_y = tile_grad_y, winner = tile_winner, strides = strides_of(conv, tile);
             }
-            if (gradients.x) {
-                memset(grad_x, 0, plane_bytes);
-                conv_backward<Scalar, depth, pool, true>(shape, planes, grad_y, strides, winner, strides, grad_x,
-                                                         partials, first > start);
-                write_planes(conv, first, lanes, grad_x, gradients.x);
-            } else {
-                conv_backward<Scalar, depth, pool, false>(shape, planes, grad_y, strides, winner, strides, nullptr,
-                                                          partials, first > start);
-            }
+            if (grad_x) memset(grad_x, 0, plane_bytes);
+            conv_tile_backward(conv.depth, conv.pool, shape, planes, grad_y, strides, winner, strides, grad_x, partials,
+                               first > start);
+            if (grad_x) write_planes(conv, first, lanes, grad_x, gradients.x);
         }
     }
     return complete;
-}
-
-template <class Scalar, int depth>
-bool forward(const TreeConv<Scalar>& conv, Scalar* y, uint8_t* winner) {
-    return conv.pool == 1 ? forward<Scalar, depth, 1>(conv, y, winner) : forward<Scalar, depth, 2>(conv, y, winner);
-}
-
-template <class Scalar, int depth>
-bool backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gradients) {
-    return conv.pool == 1 ? backward<Scalar, depth, 1>(conv, gradients) : backward<Scalar, depth, 2>(conv, gradients);
-}
-
-}  // namespace
-
-template <class Scalar>
-bool tree_conv_forward(const TreeConv<Scalar>& conv, Scalar* y, uint8_t* winner) {
-    switch (conv.depth) {
-        case 1: return forward<Scalar, 1>(conv, y, winner);
-        case 2: return forward<Scalar, 2>(conv, y, winner);
-        case 3: return forward<Scalar, 3>(conv, y, winner);
-        default: return forward<Scalar, 4>(conv, y, winner);
-    }
-}
-
-template <class Scalar>
-bool tree_conv_backward(const TreeConv<Scalar>& conv, const TreeConvGradients<Scalar>& gradients) {
-    switch (conv.depth) {
-        case 1: return backward<Scalar, 1>(conv, gradients);
-        case 2: return backward<Scalar, 2>(conv, gradients);
-        case 3: return backward<Scalar, 3>(conv, gradients);
-        default: return backward<Scalar, 4>(conv, gradients);
-    }
 }
 
 template bool tree_conv_forward(const TreeConv<float>&, float*, uint8_t*);

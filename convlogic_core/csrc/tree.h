@@ -6,6 +6,22 @@
 
 namespace convlogic::CONVLOGIC_ISA {
 
+// A number as a type, for what is chosen once a call and must be known to the compiler.
+template <int value>
+struct Constant {
+    static constexpr int number = value;
+};
+
+template <class Function>
+CONVLOGIC_INLINE auto with_depth(int depth, const Function& f) {
+    switch (depth) {
+        case 1: return f(Constant<1>());
+        case 2: return f(Constant<2>());
+        case 3: return f(Constant<3>());
+        default: return f(Constant<4>());
+    }
+}
+
 // Node `index` of `level` (level 0: the leaves) for several vectors in flight, depth first to keep few values alive.
 // leaf(l, p) loads leaf l of vector p.
 template <class Scalar, int num_leaves, int level, int index, int in_flight, class Leaf>
