@@ -4,8 +4,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +11,7 @@
 #include <malloc.h>
 #endif
 
+#include "bindings.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -37,8 +36,6 @@ void* scratch(size_t bytes) {
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
-
 bool supported(Isa isa) {
 #ifdef CONVLOGIC_X86
     if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -58,7 +55,11 @@ Isa best_isa() {
     return Isa::baseline;
 }
 
+}  // namespace
+
 Isa current_isa = best_isa();
+
+namespace {
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
@@ -74,36 +75,6 @@ void set_isa(const std::string& wanted) {
             return;
         }
     throw std::invalid_argument("instruction set \"" + wanted + "\" is not one this processor supports");
-}
-
-// Calls one kernel of the current instruction set.
-#ifdef CONVLOGIC_X86
-#define CONVLOGIC_DISPATCH(kernel, ...)                       \
-    (current_isa == Isa::avx512 ? avx512::kernel(__VA_ARGS__) \
-     : current_isa == Isa::avx2 ? avx2::kernel(__VA_ARGS__)   \
-                                : baseline::kernel(__VA_ARGS__))
-#else
-#define CONVLOGIC_DISPATCH(kernel, ...) baseline::kernel(__VA_ARGS__)
-#endif
-
-void require_memory(bool complete) {
-    if (!complete) throw std::bad_alloc();
-}
-
-using Address = std::uintptr_t;
-using Pair = std::pair<int64_t, int64_t>;
-
-template <class Scalar>
-Scalar* pointer(Address address) {
-    return reinterpret_cast<Scalar*>(address);
-}
-
-int depth_of(int64_t gates) {
-    int depth = 0;
-    while (gates >> depth) ++depth;
-    if (depth < 1 || depth > 4 || gates != (int64_t(1) << depth) - 1)
-        throw std::invalid_argument("trees have 1, 3, 7 or 15 gates, not " + std::to_string(gates));
-    return depth;
 }
 
 // The wiring of a forest, checked so that no kernel reads or leaves out a row.
@@ -304,4 +275,5 @@ PYBIND11_MODULE(_native, module) {
                arg("selection"), arg("coefficients"), arg("winner"), arg("grad_x"), arg("grad_coefficients"),
                arg("partials"), arg("batch"), arg("channels"), arg("image"), arg("kernels"), arg("gates"),
                arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"), arg("threads"));
+    bind_packed(module);
 }
