@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
-from .ops import forest_wiring, pack_bits, packed_class_sums, packed_dense, packed_tree
+from .ops import pack_bits, packed_class_sums, packed_dense, packed_tree
 from .ops.backend import use_native
 from .ops.packed import tree_output_size
 from .ops.packed_native import PackedStack
@@ -29,7 +29,11 @@ def is_packable(model: nn.Module) -> bool:
 
 def packed_predict(model: nn.Module, x: Tensor) -> Tensor:
     """The class of each image, (N,) int64; of equal sums the lowest class. Arguments and errors as in `packed_sums`."""
-    return packed_sums(model, x).argmax(-1)
+    sums = packed_sums(model, x).long()
+    num_classes = sums.shape[1]
+    # argmax goes image by image; the largest of these keys, which tell sum and class, is found on vectors
+    keys = sums * num_classes + torch.arange(num_classes - 1, -1, -1, device=sums.device)
+    return num_classes - 1 - keys.amax(-1) % num_classes
 
 
 def packed_sums(model: nn.Module, x: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def _plain_stack(model: nn.Module) -> tuple[list[ConvLogicLayer], list[LogicLaye
     modules = list(model.children()) if type(model) is nn.Sequential else []
     conv = [module for module in modules if type(module) is ConvLogicLayer]
     dense = [module for module in modules if type(module) is LogicLayer]
-    flat = [module for module in modules if type(module) is nn.Flatten][: 1 if conv else None]
+    flat = [module for module in modules if type(module) is nn.Flatten]
     head = modules[-1] if modules else None
     in_order = [*conv, *flat[:1], *dense, head]
     if (
@@ -69,6 +73,7 @@ def _plain_stack(model: nn.Module) -> tuple[list[ConvLogicLayer], list[LogicLaye
         or len(in_order) != len(modules)
         or any(a is not b for a, b in zip(in_order, modules, strict=True))
         or (conv and not flat)
+        or any(module._forward_hooks or module._forward_pre_hooks for module in (model, *modules))
         or any((layer.start_dim, layer.end_dim) != (1, -1) for layer in flat)
     ):
         raise ValueError(
@@ -81,23 +86,15 @@ def _plain_stack(model: nn.Module) -> tuple[list[ConvLogicLayer], list[LogicLaye
 
 
 def _depth_first(conv: list[ConvLogicLayer], dense: list[LogicLayer], shape: Sequence[int]) -> PackedStack:
-    """The native network of all layers; dense layers that form trees are evaluated as trees."""
+    """The native network of all layers."""
     stack = PackedStack(shape)
     for block in conv:
         geometry = (block.kernel, block.stride, block.padding, block.pool)
         size = tree_output_size(stack.shape[1:], *geometry)
         _check_inputs(block, block.in_channels, stack.shape[0])
         stack.add_tree(block.selection, block.gates(), *geometry, size)
-    num_features = math.prod(stack.shape)
     for layer in dense:
-        _check_inputs(layer, layer.in_dim, num_features)
-        num_features = layer.out_dim
-    forest = forest_wiring([(layer.indices_0, layer.indices_1) for layer in dense])
-    if forest is not None:
-        leaves, gate_rows = forest
-        stack.add_forest(leaves, torch.cat([layer.gates() for layer in dense])[gate_rows])
-        return stack
-    for layer in dense:
+        _check_inputs(layer, layer.in_dim, math.prod(stack.shape))
         stack.add_forest(torch.stack((layer.indices_0, layer.indices_1), 1), layer.gates()[:, None])
     return stack
 

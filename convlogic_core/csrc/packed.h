@@ -13,7 +13,7 @@ using Word = uint64_t;
 // A dense layer is trees over planes of one pixel.
 struct PackedLayer {
     const int32_t* leaves;  // [trees][leaves]: rows of the padded planes, for the window at the top left
-    const uint8_t* codes;   // [trees][gates]: normalized gates, see normalized_gates
+    const uint8_t* codes;   // [trees][gates]: see bindings_packed.cpp: normalize
     int64_t trees, channels, height, width, padding_y, padding_x, stride_y, stride_x, out_height, out_width;
     int depth, pool;
 

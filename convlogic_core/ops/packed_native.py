@@ -23,7 +23,10 @@ class PackedStack:
         self._stack = native().PackedStack(rows=math.prod(shape))
 
     def add_forest(self, leaves: torch.Tensor, gates: torch.Tensor) -> None:
-        """Trees over all rows of the planes: leaves (K, L) int64, gates (K, G) int64."""
+        """Trees over all rows of the planes: leaves (K, L) int64, gates (K, G) int64.
+
+        Where each tree of a forest below feeds exactly one leaf, both are evaluated as one forest.
+        """
         leaves, gates = leaves.contiguous(), gates.contiguous()
         num_trees, num_gates = gates.shape
         self._stack.add_forest(
