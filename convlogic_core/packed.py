@@ -40,8 +40,8 @@ def packed_sums(model: nn.Module, x: Tensor) -> Tensor:
     """Ones among each class's outputs: divided by tau, exactly the scores that the model itself computes.
 
     Args:
-        model: an `nn.Sequential` of `ConvLogicLayer`s, `Flatten`, `LogicLayer`s and a `GroupSum`, as `build_model` makes
-            it, in eval mode and not within `soft_evaluation`. Either kind of layer may be missing.
+        model: an `nn.Sequential` of `ConvLogicLayer`s, `Flatten`, `LogicLayer`s and a `GroupSum`, as `build_model`
+            makes it, in eval mode and not within `soft_evaluation`. Either kind of layer may be missing.
         x: (N, C, H, X), or (N, ...) of F values an image where there are no convolutions; zeros and ones, uint8, bool
             or floating-point, on the device of the model.
 
@@ -78,7 +78,7 @@ def _plain_stack(model: nn.Module) -> tuple[list[ConvLogicLayer], list[LogicLaye
     ):
         raise ValueError(
             "packed evaluation takes an nn.Sequential of ConvLogicLayers, Flatten, LogicLayers and a GroupSum, "
-            f"got {type(model).__name__}({', '.join(type(module).__name__ for module in modules)}): call the model itself"
+            f"got {type(model).__name__}({', '.join(type(module).__name__ for module in modules)}): call the model"
         )
     if any(layer.training or layer.soft_in_eval for layer in (*conv, *dense)):
         raise ValueError("packed evaluation is of discrete networks: call model.eval() and leave soft_evaluation")

@@ -156,8 +156,7 @@ int count_ones(Planes x, int64_t rows, int64_t words, Words (&digits)[max_digits
     for (int i = 0; i < num_digits; ++i) digits[i] = Words{};
     for (int64_t first = 0; first < rows; first += 8) {
         Words row[8];
-        for (int i = 0; i < 8; ++i)
-            row[i] = first + i < rows ? load(x.data + (first + i) * x.stride, words) : Words{};
+        for (int i = 0; i < 8; ++i) row[i] = first + i < rows ? load(x.data + (first + i) * x.stride, words) : Words{};
         Words twos[4], fours[2];
         for (int i = 0; i < 4; ++i) twos[i] = full_adder(digits[0], row[2 * i], row[2 * i + 1]);
         for (int i = 0; i < 2; ++i) fours[i] = full_adder(digits[1], twos[2 * i], twos[2 * i + 1]);

@@ -37,12 +37,12 @@ struct PackedNetwork {
     int64_t out_rows() const { return num_layers ? layers[num_layers - 1].out_rows() : rows; }
 };
 
-#define CONVLOGIC_DECLARE_PACKED_KERNELS(isa)                                                                       \
-    namespace isa {                                                                                                 \
-    /* Words from bytes, [images][features]; false where a byte is neither 0 nor 1. Unused bits are zero. */        \
-    bool pack_bits(const uint8_t* x, int64_t images, int64_t features, int threads, Word* y);                       \
-    /* False where scratch memory ran out. */                                                                       \
-    bool packed_network(const PackedNetwork&);                                                                      \
+#define CONVLOGIC_DECLARE_PACKED_KERNELS(isa)                                                                \
+    namespace isa {                                                                                          \
+    /* Words from bytes, [images][features]; false where a byte is neither 0 nor 1. Unused bits are zero. */ \
+    bool pack_bits(const uint8_t* x, int64_t images, int64_t features, int threads, Word* y);                \
+    /* False where scratch memory ran out. */                                                                \
+    bool packed_network(const PackedNetwork&);                                                               \
     }
 
 CONVLOGIC_DECLARE_PACKED_KERNELS(baseline)

@@ -1,6 +1,6 @@
 """Bit-packed discrete evaluation: 64 images a word, gates on words. Not differentiable.
 
-Words are int64; image n is bit n % 64 of word n // 64. Unused bits of the last word may be anything and are not counted.
+Words are int64, image n is bit n % 64 of word n // 64. Unused bits of the last word may be anything and never count.
 
 Shape letters: N images, W = ceil(N / 64) words, F features, O gates, C channels, H X image rows and columns, K kernels,
 L = 2**depth leaves, G = L - 1 gates, H' X' output size.
@@ -59,7 +59,8 @@ def reference_pack_bits(x: torch.Tensor) -> torch.Tensor:
     if x.numel() and x.max() > 1:
         raise ValueError("pack_bits takes zeros and ones only, and found another value: round or encode the input")
     bits = pad(x.movedim(0, -1), (0, -len(x) % WORD_BITS)).unflatten(-1, (-1, WORD_BITS))
-    return (bits.long() << torch.arange(WORD_BITS, device=x.device)).sum(-1)
+    words: torch.Tensor = (bits.long() << torch.arange(WORD_BITS, device=x.device)).sum(-1)
+    return words
 
 
 def unpack_bits(words: torch.Tensor, num_images: int) -> torch.Tensor:
@@ -141,7 +142,8 @@ def packed_tree(
     num_kernels, num_gates = gates.shape if gates.ndim == 2 else (0, 0)
     if num_gates not in (1, 3, 7, 15):
         raise ValueError(
-            f"packed_tree needs gates of shape (kernels, 1, 3, 7 or 15), trees of depth 1 to 4; got {tuple(gates.shape)}"
+            "packed_tree needs gates of shape (kernels, 1, 3, 7 or 15), trees of depth 1 to 4; "
+            f"got {tuple(gates.shape)}"
         )
     _check_wiring("packed_tree", "gates", gates, (num_kernels, num_gates), torch.int64, words.device)
     _check_wiring("packed_tree", "selection", selection, (num_kernels, num_gates + 1), torch.int32, words.device)
@@ -198,7 +200,7 @@ def reference_packed_tree(
     columns = torch.arange(0, width - kernel[1] + 1, stride[1], device=words.device)
     windows = rows[:, None] * width + columns  # (H', X') before pooling
     index = ((channel * height + row) * width + column)[:, :, None, None] + windows
-    values = planes.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)  # (K, L, H', X', W)
+    values: torch.Tensor = planes.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)  # (K, L, H', X', W)
     num_leaves = selection.shape[1]
     for level in gates.split([num_leaves >> depth for depth in range(1, num_leaves.bit_length())], 1):
         values = _apply(level[..., None, None, None], values[:, 0::2], values[:, 1::2])
@@ -239,7 +241,8 @@ def packed_class_sums(
 
 def reference_packed_class_sums(words: torch.Tensor, num_classes: int, num_images: int) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `packed_class_sums`."""
-    return unpack_bits(words, num_images).unflatten(1, (num_classes, -1)).sum(2, dtype=torch.int32)
+    sums: torch.Tensor = unpack_bits(words, num_images).unflatten(1, (num_classes, -1)).sum(2, dtype=torch.int32)
+    return sums
 
 
 def _num_words(num_images: int) -> int:
@@ -249,7 +252,8 @@ def _num_words(num_images: int) -> int:
 def _apply(gates: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The gates' polynomials over GF(2), where + is XOR and * is AND; gates and words broadcast."""
     c0, c1, c2, c3 = (-(GATE_TABLE.to(gates.device).long() % 2))[gates].unbind(-1)
-    return c0 ^ (c1 & a) ^ (c2 & b) ^ (c3 & a & b)
+    y: torch.Tensor = c0 ^ (c1 & a) ^ (c2 & b) ^ (c3 & a & b)
+    return y
 
 
 def _check_words(op: str, words: torch.Tensor, ndim: int) -> None:

@@ -1,4 +1,4 @@
-"""The native side of packed evaluation: layers put together, then run on words depth-first, a chunk of images at a time.
+"""The native side of packed evaluation: layers put together, then run depth-first, a chunk of images at a time.
 
 Shape letters as in `packed`.
 """
@@ -66,9 +66,7 @@ class PackedStack:
         """(*shape, W) int64 words of the first planes -> those of the last layer."""
         words = words.contiguous()
         y = words.new_empty(*self.shape, words.shape[-1])
-        self._stack.planes(
-            x=words.data_ptr(), y=y.data_ptr(), words=words.shape[-1], threads=torch.get_num_threads()
-        )
+        self._stack.planes(x=words.data_ptr(), y=y.data_ptr(), words=words.shape[-1], threads=torch.get_num_threads())
         return y
 
     def class_sums(self, words: torch.Tensor, num_classes: int, num_images: int) -> torch.Tensor:
