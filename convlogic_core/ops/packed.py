@@ -200,7 +200,8 @@ def reference_packed_tree(
     columns = torch.arange(0, width - kernel[1] + 1, stride[1], device=words.device)
     windows = rows[:, None] * width + columns  # (H', X') before pooling
     index = ((channel * height + row) * width + column)[:, :, None, None] + windows
-    values: torch.Tensor = planes.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)  # (K, L, H', X', W)
+    values: torch.Tensor  # (K, L, H', X', W)
+    values = planes.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)
     num_leaves = selection.shape[1]
     for level in gates.split([num_leaves >> depth for depth in range(1, num_leaves.bit_length())], 1):
         values = _apply(level[..., None, None, None], values[:, 0::2], values[:, 1::2])
