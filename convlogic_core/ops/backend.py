@@ -59,8 +59,10 @@ def check_implementation(implementation: str | None) -> str:
     return name
 
 
-def use_native(implementation: str, x: torch.Tensor) -> bool:
-    """Whether an op on x goes to the native extension.
+def use_native(
+    implementation: str, x: torch.Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+) -> bool:
+    """Whether an op on x goes to the native extension, whose kernels take the given dtypes.
 
     Raises:
         ValueError: unknown implementation, or it and the device or dtype of x contradict each other.
@@ -71,9 +73,10 @@ def use_native(implementation: str, x: torch.Tensor) -> bool:
         raise ValueError(f'implementation "{implementation}" was given a tensor on {x.device}; move it, or use "auto"')
     if implementation == "python" or x.device.type != "cpu":
         return False
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in dtypes:
         if implementation == "cpu":
-            raise ValueError(f'implementation "cpu" takes float32 or float64, got {x.dtype}; use "auto"')
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ValueError(f'implementation "cpu" takes {names}, got {x.dtype}; use "auto"')
         return False
     return native_built()
 

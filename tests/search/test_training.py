@@ -169,9 +169,12 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(data: EncodedDataset, damag
 # Measuring
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("batch", [7, 30, 1000])
-def test_accuracy_is_over_every_image(data: EncodedDataset, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """30 images in batches of 7: the last has 2."""
+def test_accuracy_is_over_every_image(
+    data: EncodedDataset, monkeypatch: pytest.MonkeyPatch, batch: int, packed: bool
+) -> None:
+    """30 images in batches of 7: the last has 2. On packed bits or layer by layer, the same."""
     model = trained(tiny_candidate(), data, 2).model.eval()
     with torch.no_grad():
         right = [
@@ -179,6 +182,9 @@ def test_accuracy_is_over_every_image(data: EncodedDataset, monkeypatch: pytest.
             for x, y in zip(data.validation.x, data.validation.y, strict=True)
         ]
     monkeypatch.setattr(training, "EVALUATION_BATCH", batch)
+    assert training.is_packable(model)
+    if not packed:
+        monkeypatch.setattr(training, "is_packable", lambda model: False)
     assert accuracy(model, data.validation) == sum(right) / 30
 
 
