@@ -69,3 +69,20 @@ def discrete_gates(logits: Tensor, parametrization: str) -> Tensor:
 def discrete_coefficients(logits: Tensor, parametrization: str) -> Tensor:
     """Coefficients (..., 4) of the discrete gates."""
     return GATE_TABLE.to(logits)[discrete_gates(logits, parametrization)]
+
+
+def sampling_noise(logits: Tensor, parametrization: str) -> Tensor:
+    """Random noise of the logits' shape: the discrete gate of logits + noise is a sample of their soft mixture.
+
+    softmax: Gumbel noise on every logit, so that P(argmax = g) = softmax(logits)_g. iwp: on every logit the difference
+    of two, which is logistic, so that P(bit) = sigmoid(logit). From torch's global generator.
+    """
+    if parametrization == "softmax":
+        return _gumbel_like(logits)
+    return _gumbel_like(logits) - _gumbel_like(logits)
+
+
+def _gumbel_like(logits: Tensor) -> Tensor:
+    exponential = torch.empty_like(logits, requires_grad=False).exponential_()
+    # an exact zero, rare as it is, would make an infinite logit and of the whole network nan
+    return -exponential.clamp_min_(torch.finfo(logits.dtype).tiny).log_()
