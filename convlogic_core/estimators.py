@@ -1,10 +1,10 @@
 """Estimators: which coefficients a gate computes with in training, and which gradient its logits then get.
 
 "soft": the mixture itself (Petersen et al. 2022). "ste": forward the discrete gate, backward as if it had been the
-mixture (straight-through, Bengio et al. 2013, arXiv 1308.3432); used for the end of a training it is a hard finish.
-"gumbel": the same on logits with fresh noise, so that forward a gate is sampled from its mixture; temperature 1. This is
-the straight-through Gumbel-softmax of Jang et al. 2017 (arXiv 1611.01144, section 2.2), hard in the forward pass, because
-that is what "Mind the Gap" (Yousefi et al. 2025, arXiv 2506.07500) trains logic gate networks with.
+mixture (straight-through, Bengio et al. 2013, arXiv 1308.3432); at the end of a training it is a hard finish.
+"gumbel": the same on logits with fresh noise, so that forward a gate is sampled from its mixture; temperature 1. This
+is the straight-through Gumbel-softmax of Jang et al. 2017 (arXiv 1611.01144, section 2.2): hard in the forward pass, as
+in the logic networks of "Mind the Gap" (Yousefi et al. 2025, arXiv 2506.07500).
 """
 
 from typing import Any, Final

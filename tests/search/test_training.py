@@ -89,7 +89,7 @@ def test_a_hard_finish_is_the_last_part_of_the_full_budget() -> None:
 
 
 def test_a_hard_finish_trains_the_discrete_network(data: EncodedDataset) -> None:
-    """Two of four epochs: what goes into the class sums is soft at first, in the end bits; the weights go on learning."""
+    """Two of four epochs: what goes into the class sums is soft at first, then bits; the weights go on learning."""
     candidate = tiny_candidate(parametrization="iwp", lr_iwp=0.1)
     run = TrainingRun(replace(candidate, train=replace(candidate.train, hard_finish=0.5)), data, 7)
     outputs: list[torch.Tensor] = []
