@@ -48,11 +48,10 @@ class ConvPyramid:
             Parameter("weight_decay", Choice((0.0, 0.0005, 0.002))),
             Parameter("batch_size", Choice(batch_sizes)),
             Parameter("decay_fraction", Choice((0.0, 0.4))),
-            # "ste" from the first step on would be one more name for a hard finish of 1: not offered, because for an
-            # epoch and more after a residual init no gate's argmax changes, and all that time it trains wires alone.
-            Parameter("estimator", Choice(("soft", "gumbel"))),
-            # Of the full budget, so that all rungs before compare like with like. It ends "gumbel"'s noise as well.
-            Parameter("hard_finish", Choice((0.0, 0.2, 0.5))),
+            # "ste" alone is a hard finish of the whole budget, so no finish can follow it. In short trainings it and a
+            # finish help softmax gates most, whose argmax lags behind; "gumbel" is for deep networks and many steps.
+            Parameter("estimator", Choice(("soft", "gumbel", "ste"))),
+            Parameter("hard_finish", Choice((0.0, 0.2, 0.5)), when=("estimator", ("soft", "gumbel"))),
         )
 
     def _kernel(self, number: int) -> Parameter:
@@ -111,6 +110,6 @@ class ConvPyramid:
             weight_decay=number("weight_decay"),
             decay_fraction=number("decay_fraction"),
             estimator=str(params["estimator"]),
-            hard_finish=number("hard_finish"),
+            hard_finish=float(params.get("hard_finish", 0.0)),
         )
         return Candidate(data, model, train)
