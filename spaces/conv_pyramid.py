@@ -31,8 +31,11 @@ class ConvPyramid:
     kernels: tuple[int, ...]
     pads_first: bool
 
-    def parameters(self, k: Range, outputs_per_class: Range, batch_sizes: tuple[int, ...]) -> tuple[Parameter, ...]:
+    def parameters(
+        self, k: Range, outputs_per_class: Range, batch_sizes: tuple[int, ...], estimators: tuple[str, ...]
+    ) -> tuple[Parameter, ...]:
         """The family's parameters; rates lie where each parametrization was seen to learn."""
+        not_hard_already = tuple(estimator for estimator in estimators if estimator != "ste")
         return (
             Parameter("k", k),
             Parameter("num_blocks", Choice(self.num_blocks)),
@@ -48,10 +51,9 @@ class ConvPyramid:
             Parameter("weight_decay", Choice((0.0, 0.0005, 0.002))),
             Parameter("batch_size", Choice(batch_sizes)),
             Parameter("decay_fraction", Choice((0.0, 0.4))),
-            # "ste" alone is a hard finish of the whole budget, so no finish can follow it. In short trainings it and a
-            # finish help softmax gates most, whose argmax lags behind; "gumbel" is for deep networks and many steps.
-            Parameter("estimator", Choice(("soft", "gumbel", "ste"))),
-            Parameter("hard_finish", Choice((0.0, 0.2, 0.5)), when=("estimator", ("soft", "gumbel"))),
+            Parameter("estimator", Choice(estimators)),
+            # of the full budget, so that all rungs before it compare like with like
+            Parameter("hard_finish", Choice((0.0, 0.2, 0.5)), when=("estimator", not_hard_already)),
         )
 
     def _kernel(self, number: int) -> Parameter:

@@ -9,6 +9,11 @@ from .space import Budget, Known, Range, Space, Value
 
 MNIST_PYRAMID: Final = ConvPyramid(multipliers=(1, 3, 9), num_blocks=(2, 3), kernels=(3, 5, 7), pads_first=False)
 
+# Not "gumbel": in networks as deep and narrow as these it hardly learns within a budget as short as theirs. Discrete
+# validation accuracy after 6 epochs of MNIST (k=8, batch 128, the known rates, one seed): 13.7 % with softmax gates and
+# 49.6 % with iwp gates, where "ste" reached 84.8 % and 87.0 %.
+ESTIMATORS: Final = ("soft", "ste")
+
 PUBLISHED_MNIST_S: Final[dict[str, Value]] = {
     "k": 16,
     "num_blocks": 3,
@@ -41,7 +46,7 @@ MNIST_SMALL: Final = Space(
     name="mnist_small",
     description="MNIST, networks around the published mnist_s (k=16): minutes a trial on one CPU core",
     data=DataSpec("mnist"),
-    parameters=MNIST_PYRAMID.parameters(Range(4, 32, log=True), Range(64, 1024, log=True), (128, 256, 512)),
+    parameters=MNIST_PYRAMID.parameters(Range(4, 32, log=True), Range(64, 1024, log=True), (128, 256, 512), ESTIMATORS),
     build=MNIST_PYRAMID.build,
     known=(
         Known("published mnist_s", "Petersen et al. 2024, arXiv 2411.04732", PUBLISHED_MNIST_S),
