@@ -69,3 +69,17 @@ def discrete_gates(logits: Tensor, parametrization: str) -> Tensor:
 def discrete_coefficients(logits: Tensor, parametrization: str) -> Tensor:
     """Coefficients (..., 4) of the discrete gates."""
     return GATE_TABLE.to(logits)[discrete_gates(logits, parametrization)]
+
+
+def sampling_noise(logits: Tensor, parametrization: str) -> Tensor:
+    """Random noise of the logits' shape: the discrete gate of logits + noise is a sample of their soft mixture.
+
+    softmax: Gumbel noise on every logit, so that P(argmax = g) = softmax(logits)_g. iwp: logistic noise (that of the
+    difference of two Gumbels), so that P(bit) = sigmoid(logit). Both by inversion, from torch's global generator.
+    """
+    # not `exponential_`, eight times slower than `uniform_`; the ends, rare as they are, would be infinite
+    eps = torch.finfo(logits.dtype).eps
+    uniform = torch.empty_like(logits, requires_grad=False).uniform_().clamp_(eps, 1 - eps)
+    if parametrization == "softmax":
+        return uniform.log_().neg_().log_().neg_()
+    return uniform.logit_()

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from convlogic_core import ModelSpec, build_model, num_parameters, soft_evaluation
+from convlogic_core import ModelSpec, build_model, num_parameters, set_estimator, soft_evaluation
 from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
 from convlogic_core.model import conv_shapes
 from convlogic_core.packed import is_packable, packed_predict
-from spaces.candidate import Candidate, DataSpec
+from spaces.candidate import Candidate, DataSpec, TrainSpec
 
 from .data import Dataset, Images
 from .errors import Failure, one_line
 
 EVALUATION_BATCH = 1000
+ESTIMATOR_NOISE = 1  # the seed of an epoch's noise is derived on another path than that of its data order
 
 
 class Diverged(Exception):
@@ -154,10 +155,13 @@ class TrainingRun:
         steps = math.ceil(num_images / spec.batch_size)
         total_loss = torch.zeros((), device=train.y.device)
         self.model.train()
+        torch.manual_seed(derived_seed(self.seed, self.epoch, ESTIMATOR_NOISE))
         for step in range(steps):
             batch = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+            progress = (self.epoch + step / steps) / spec.epochs
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(spec.lr, spec.decay_fraction, (self.epoch + step / steps) / spec.epochs)
+                group["lr"] = learning_rate(spec.lr, spec.decay_fraction, progress)
+            set_estimator(self.model, estimator_at(spec, progress))
             loss = cross_entropy(self.model(train.x[batch].float()), train.y[batch])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -214,6 +218,11 @@ def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:
     """Constant, then on a cosine to zero over the last `decay_fraction` of the budget; progress in [0, 1)."""
     decayed = (progress - (1 - decay_fraction)) / decay_fraction if decay_fraction else 0.0
     return lr if decayed <= 0 else lr * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def estimator_at(spec: TrainSpec, progress: float) -> str:
+    """The spec's estimator, then "ste" over the last `hard_finish` of the budget; progress in [0, 1)."""
+    return "ste" if progress >= 1 - spec.hard_finish else spec.estimator
 
 
 def derived_seed(seed: int, *path: int) -> int:
