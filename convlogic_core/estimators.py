@@ -28,7 +28,7 @@ def check_estimator(estimator: str) -> str:
     return estimator
 
 
-def training_coefficients(logits: Tensor, parametrization: str, estimator: str) -> Tensor:
+def training_coefficients(logits: Tensor, parametrization: str, estimator: str, implementation: str = "auto") -> Tensor:
     """Coefficients (..., 4) of one training step for logits (..., P); differentiable.
 
     "gumbel" draws one sample a gate, shared by the batch, from torch's global generator of the logits' device: like
@@ -38,11 +38,12 @@ def training_coefficients(logits: Tensor, parametrization: str, estimator: str) 
         ValueError: unknown estimator.
     """
     if check_estimator(estimator) == "soft":
-        return soft_coefficients(logits, parametrization)
+        return soft_coefficients(logits, parametrization, implementation)
     if estimator == "gumbel":
         logits = logits + sampling_noise(logits, parametrization)
     discrete = discrete_coefficients(logits.detach(), parametrization)
-    coefficients: Tensor = _StraightThrough.apply(discrete, soft_coefficients(logits, parametrization))
+    soft = soft_coefficients(logits, parametrization, implementation)
+    coefficients: Tensor = _StraightThrough.apply(discrete, soft)
     return coefficients
 
 

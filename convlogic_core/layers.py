@@ -53,9 +53,9 @@ class _LogicModule(nn.Module):
     def coefficients(self) -> Tensor:
         """(..., 4) coefficients of this layer's gates: the estimator's in training, discrete in eval mode."""
         if self.training:
-            return training_coefficients(self.weights, self.parametrization, self.estimator)
+            return training_coefficients(self.weights, self.parametrization, self.estimator, self.implementation)
         if self.soft_in_eval:
-            return gates_of.soft_coefficients(self.weights, self.parametrization)
+            return gates_of.soft_coefficients(self.weights, self.parametrization, self.implementation)
         return gates_of.discrete_coefficients(self.weights, self.parametrization)
 
     def gates(self) -> Tensor:

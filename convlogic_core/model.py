@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from torch import nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer, check_conv
+from .network import LogicNetwork
 from .parametrization import check_parametrization
 from .wiring import check_connections
 
@@ -161,7 +162,7 @@ def num_parameters(spec: ModelSpec) -> int:
     return gates * (16 if spec.parametrization == "softmax" else 4)
 
 
-def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -> nn.Sequential:
+def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -> LogicNetwork:
     """The network of a spec; wiring and initial weights follow from the seed alone.
 
     (N, C, H, W) float in [0, 1] -> (N, num_classes) class scores.
@@ -202,7 +203,7 @@ def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -
         )
         features = layer.out_dim
     modules.append(GroupSum(spec.num_classes, spec.tau))
-    return nn.Sequential(*modules)
+    return LogicNetwork(*modules)
 
 
 def _layer_seed(seed: int, position: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
+from .network import PlainStack, plain_stack
 from .ops import pack_bits, packed_class_sums, packed_dense, packed_tree
 from .ops.backend import use_native
 from .ops.packed import tree_output_size
@@ -21,7 +22,7 @@ _LAYERWISE_IMAGES = 4096  # at a time where there are no native kernels: bounds 
 def is_packable(model: nn.Module) -> bool:
     """Whether `packed_predict` takes this model in its present mode."""
     try:
-        _plain_stack(model)
+        _discrete_stack(model)
     except ValueError:
         return False
     return True
@@ -51,7 +52,7 @@ def packed_sums(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ValueError: another kind of model or mode, or x does not fit the model or is not binary.
     """
-    conv, dense, head = _plain_stack(model)
+    conv, dense, head = _discrete_stack(model)
     if conv and (x.ndim != 4 or x.shape[1] != conv[0].in_channels):
         raise ValueError(f"the model expects (batch, {conv[0].in_channels}, H, W), got {tuple(x.shape)}")
     implementation = "python" if any(layer.implementation == "python" for layer in (*conv, *dense)) else "auto"
@@ -61,31 +62,20 @@ def packed_sums(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([_layer_by_layer(conv, dense, head, part, implementation) for part in parts])
 
 
-def _plain_stack(model: nn.Module) -> tuple[list[ConvLogicLayer], list[LogicLayer], GroupSum]:
-    modules = list(model.children()) if type(model) is nn.Sequential else []
-    conv = [module for module in modules if type(module) is ConvLogicLayer]
-    dense = [module for module in modules if type(module) is LogicLayer]
-    flat = [module for module in modules if type(module) is nn.Flatten]
-    head = modules[-1] if modules else None
-    in_order = [*conv, *flat[:1], *dense, head]
-    if (
-        type(head) is not GroupSum
-        or len(in_order) != len(modules)
-        or any(a is not b for a, b in zip(in_order, modules, strict=True))
-        or (conv and not flat)
-        or any(module._forward_hooks or module._forward_pre_hooks for module in (model, *modules))
-        or any((layer.start_dim, layer.end_dim) != (1, -1) for layer in flat)
-    ):
+def _discrete_stack(model: nn.Module) -> PlainStack:
+    stack = plain_stack(model)
+    if stack is None:
         raise ValueError(
             "packed evaluation takes an nn.Sequential of ConvLogicLayers, Flatten, LogicLayers and a GroupSum, "
-            f"got {type(model).__name__}({', '.join(type(module).__name__ for module in modules)}): call the model"
+            f"got {type(model).__name__}({', '.join(type(module).__name__ for module in model.children())}): "
+            "call the model"
         )
-    if any(layer.training or layer.soft_in_eval for layer in (*conv, *dense)):
+    if any(layer.training or layer.soft_in_eval for layer in (*stack.conv, *stack.dense)):
         raise ValueError("packed evaluation is of discrete networks: call model.eval() and leave soft_evaluation")
-    return conv, dense, head
+    return stack
 
 
-def _depth_first(conv: list[ConvLogicLayer], dense: list[LogicLayer], shape: Sequence[int]) -> PackedStack:
+def _depth_first(conv: Sequence[ConvLogicLayer], dense: Sequence[LogicLayer], shape: Sequence[int]) -> PackedStack:
     """The native network of all layers."""
     stack = PackedStack(shape)
     for block in conv:
@@ -100,7 +90,7 @@ def _depth_first(conv: list[ConvLogicLayer], dense: list[LogicLayer], shape: Seq
 
 
 def _layer_by_layer(
-    conv: list[ConvLogicLayer], dense: list[LogicLayer], head: GroupSum, x: Tensor, implementation: str
+    conv: Sequence[ConvLogicLayer], dense: Sequence[LogicLayer], head: GroupSum, x: Tensor, implementation: str
 ) -> Tensor:
     words = pack_bits(x, implementation)
     for block in conv:

@@ -28,13 +28,13 @@ CONVLOGIC_INLINE void store_four(Scalar* to, Four<Scalar> v) {
     memcpy(to, &v, sizeof v);
 }
 
-// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place.
+// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87, infinite above 88.
 template <class V>
 CONVLOGIC_INLINE V exp(V x) {
     if constexpr (sizeof(x[0]) == 4) {
         typedef int32_t Int __attribute__((vector_size(sizeof(V))));
-        x = x > 88.0f ? V{} + 88.0f : x;
-        x = x < -87.0f ? V{} - 87.0f : x;
+        const auto too_large = x > 88.0f, too_small = x < -87.0f;
+        x = too_large | too_small ? V{} : x;
         constexpr float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer, in the low bits
         const V shifted = x * 1.44269504f + magic, n = shifted - magic;
         const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -46,7 +46,8 @@ CONVLOGIC_INLINE V exp(V x) {
         p = p * r + 1.0f;
         p = p * r + 1.0f;
         const Int exponent = (Int)shifted << 23;
-        return (V)((Int)p + exponent);
+        const V y = (V)((Int)p + exponent);
+        return too_large ? V{} + __builtin_inff() : too_small ? V{} : y;
     } else {
         for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = __builtin_exp(x[i]);
         return x;
