@@ -85,7 +85,7 @@ def test_a_preset_with_every_instruction_set_and_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("connections", ["random", "unique"])
-@pytest.mark.parametrize("widths", [(12,), (16, 8), (32, 16, 8), (64, 32, 16, 8), (128, 64, 32, 16, 8), (32, 32, 8)])
+@pytest.mark.parametrize("widths", [(12,), (16, 8), (32, 16, 8), (64, 32, 16, 8), (128, 64, 32, 16, 8), (32, 32, 16)])
 def test_dense_layers_whether_they_form_trees_or_not(
     implementation: str, widths: tuple[int, ...], connections: str
 ) -> None:
