@@ -38,7 +38,8 @@ class Stack {
 public:
     explicit Stack(int64_t rows) : rows_(rows) {}
 
-    // Trees over all rows. Where every tree of a forest below feeds one leaf, both become one forest.
+    // Trees over all rows. A forest below with a tree for every leaf becomes part of them: no more gates to evaluate,
+    // and no planes in between.
     void add_forest(Address leaves, Address gates, int64_t trees, int64_t gates_a_tree) {
         const int64_t features = out_rows();
         const int64_t* indices = pointer<int64_t>(leaves);
@@ -54,9 +55,13 @@ public:
                     std::move(rows),
                     checked_gates(gates, trees, gates_a_tree),
                     true};
-        if (!layers_.empty() && continues(layers_.back(), layer)) {
-            layer = merged(layers_.back(), layer);
-            layers_.pop_back();
+        if (!layers_.empty()) {
+            const Layer& below = layers_.back();
+            if (below.is_forest && below.layer.depth + layer.layer.depth <= 4 &&
+                layer.leaves.size() <= size_t(below.layer.trees)) {
+                layer = merged(below, layer);
+                layers_.pop_back();
+            }
         }
         add(std::move(layer));
     }
@@ -134,25 +139,14 @@ private:
         return checked;
     }
 
-    static bool continues(const Layer& below, const Layer& layer) {
-        if (!below.is_forest || below.layer.depth + layer.layer.depth > 4 ||
-            layer.leaves.size() != size_t(below.layer.trees))
-            return false;
-        std::vector<bool> used(layer.leaves.size());
-        for (const int32_t tree : layer.leaves) {
-            if (used[size_t(tree)]) return false;
-            used[size_t(tree)] = true;
-        }
-        return true;
-    }
-
+    // Every leaf of `above` with a tree of `below` in its place.
     static Layer merged(const Layer& below, const Layer& above) {
         Layer layer{above.layer, {}, {}, true};
         layer.layer.channels = below.layer.channels;
         layer.layer.depth += below.layer.depth;
         const int64_t leaves_above = int64_t(1) << above.layer.depth, leaves_below = int64_t(1) << below.layer.depth;
-        layer.leaves.reserve(below.leaves.size());
-        layer.gates.reserve(below.gates.size() + above.gates.size());
+        layer.leaves.reserve(above.leaves.size() * size_t(leaves_below));
+        layer.gates.reserve(above.leaves.size() * size_t(leaves_below - 1) + above.gates.size());
         for (int64_t k = 0; k < above.layer.trees; ++k) {
             const int32_t* trees = &above.leaves[size_t(k * leaves_above)];
             for (int64_t j = 0; j < leaves_above; ++j) {

@@ -10,13 +10,9 @@ namespace {
 using Words = Vector<Word>;
 constexpr int width = vector_width<Word>;
 
-#ifndef CHUNK
-#define CHUNK 16
-#endif
-#ifndef FLIGHT
-#define FLIGHT 2
-#endif
-constexpr int64_t chunk_words = CHUNK;
+// 1,024 images, a row of two cache lines: planes of mnist_s then take 100 to 640 KiB.
+constexpr int64_t chunk_words = 16;
+constexpr int max_in_flight = chunk_words / width < 4 ? chunk_words / width : 4;
 
 CONVLOGIC_INLINE int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -86,7 +82,8 @@ CONVLOGIC_INLINE void packed_cell(const Word* const* leaves, const Masks* masks,
 
 template <int depth, int pool>
 void evaluate(const PackedLayer& layer, Planes x, int64_t words, Word* y, int64_t y_stride) {
-    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, pool_size = pool * pool, in_flight = FLIGHT;
+    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, pool_size = pool * pool,
+                  in_flight = max_in_flight;
     const int64_t step_y = layer.stride_y * layer.padded_width() * x.stride, step_x = layer.stride_x * x.stride;
     for (int64_t k = 0; k < layer.trees; ++k) {
         const uint8_t* codes = layer.codes + k * num_gates;
@@ -194,66 +191,74 @@ void class_sums(Planes x, int64_t group, int64_t classes, int64_t images, int32_
         }
 }
 
-// The bytes of 64 images at a few features, transposed to words. Returns the OR of all bytes.
-template <bool ragged>
-CONVLOGIC_INLINE Vector<uint8_t> pack_word(const uint8_t* x, int64_t images, int64_t features, int64_t row_bytes,
-                                           Word* y, int64_t y_stride) {
+// Features that are packed together: long runs of each image, so that the hardware prefetches them; no power of two, so
+// that the rows of a buffer do not share cache sets.
+constexpr int64_t pack_features = 832;
+
+// Adds up the bits of eight images at a feature to one byte. Returns the OR of all bytes read.
+Vector<uint8_t> pack_eight(const uint8_t* x, int64_t row_bytes, int64_t images, int64_t features, uint8_t* eight) {
     constexpr int bytes = vector_width<uint8_t>;
     Vector<uint8_t> seen = {};
-    alignas(64) uint8_t eights[8][bytes];  // byte f of row q: images 8q to 8q + 7 at feature f
-    for (int q = 0; q < 8; ++q) {
-        Vector<uint8_t> eight = {};
-        for (int i = 7; i >= 0; --i) {
-            const int64_t image = 8 * q + i;
-            if (ragged && image >= images) continue;
-            const uint8_t* from = x + image * row_bytes;
-            const Vector<uint8_t> bits = ragged ? load(from, features) : load(from);
+    for (int64_t feature = 0; feature < features; feature += bytes) {
+        Vector<uint8_t> sum = {};
+        const auto add = [&](int image, bool ragged) {
+            const uint8_t* from = x + image * row_bytes + feature;
+            const Vector<uint8_t> bits = ragged ? load(from, features - feature) : load(from);
             seen |= bits;
-            eight = eight + eight + bits;
-        }
-        store(eights[q], eight);
-    }
-    typedef uint8_t Bytes __attribute__((vector_size(16)));
-    typedef Word Pair __attribute__((vector_size(16)));
-    for (int first = 0; first < bytes && first < features; first += 16) {
-        Bytes v[8], w[8];
-        for (int q = 0; q < 8; ++q) memcpy(&v[q], eights[q] + first, sizeof(Bytes));
-        const auto low = [](Bytes a, Bytes b) {
-            return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            sum += sum + bits;
         };
-        const auto high = [](Bytes a, Bytes b) {
-            return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        };
-        // Three rounds of a perfect shuffle leave the eight bytes of a feature side by side.
-        for (int i = 0; i < 4; ++i) w[2 * i] = low(v[i], v[i + 4]), w[2 * i + 1] = high(v[i], v[i + 4]);
-        for (int i = 0; i < 4; ++i) v[2 * i] = low(w[i], w[i + 4]), v[2 * i + 1] = high(w[i], w[i + 4]);
-        for (int i = 0; i < 4; ++i) w[2 * i] = low(v[i], v[i + 4]), w[2 * i + 1] = high(v[i], v[i + 4]);
-        for (int f = 0; f < 16; ++f)
-            if (!ragged || first + f < features) y[(first + f) * y_stride] = Pair(w[f / 2])[f % 2];
+        if (images >= 8 && features - feature >= bytes)
+            for (int image = 7; image >= 0; --image) add(image, false);
+        else
+            for (int image = int(smaller(images, 8)) - 1; image >= 0; --image) add(image, true);
+        store(eight + feature, sum);
     }
     return seen;
+}
+
+// Words of sixteen features from their eight bytes, which lie pack_features apart.
+CONVLOGIC_INLINE void transpose_bytes(const uint8_t* eights, int64_t features, Word* y, int64_t y_stride) {
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    typedef Word Pair __attribute__((vector_size(16)));
+    const auto interleaved = [](const Bytes(&from)[8], Bytes(&to)[8]) {
+        for (int i = 0; i < 4; ++i) {
+            to[2 * i] =
+                __builtin_shufflevector(from[i], from[i + 4], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + 4], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                                    14, 30, 15, 31);
+        }
+    };
+    Bytes v[8], w[8];
+    for (int q = 0; q < 8; ++q) memcpy(&v[q], eights + q * pack_features, sizeof(Bytes));
+    interleaved(v, w), interleaved(w, v), interleaved(v, w);  // after which a feature's bytes lie side by side
+    for (int f = 0; f < 16; ++f)
+        if (f < features) y[f * y_stride] = Pair(w[f / 2])[f % 2];
 }
 
 }  // namespace
 
 bool pack_bits(const uint8_t* x, int64_t images, int64_t features, int threads, Word* y) {
-    constexpr int bytes = vector_width<uint8_t>;
-    const int64_t words = (images + 63) / 64, block = 8;
+    constexpr int64_t block = 8;  // words: a cache line of each row of y
+    const int64_t words = (images + 63) / 64;
     bool binary = true;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : binary)
     for (int64_t start = 0; start < words; start += block) {
         Vector<uint8_t> seen = {};
-        for (int64_t feature = 0; feature < features; feature += bytes)
-            for (int64_t word = start; word < smaller(start + block, words); ++word) {
-                const uint8_t* from = x + word * 64 * features + feature;
-                Word* to = y + feature * words + word;
-                const int64_t left = images - word * 64;
-                seen |= left >= 64 && features - feature >= bytes
-                            ? pack_word<false>(from, 64, bytes, features, to, words)
-                            : pack_word<true>(from, left, features - feature, features, to, words);
-            }
+        for (int64_t first = 0; first < features; first += pack_features) {
+            alignas(64) uint8_t eights[block][8 * pack_features];
+            const int64_t count = smaller(pack_features, features - first), end = smaller(block, words - start);
+            for (int64_t word = 0; word < end; ++word)
+                for (int64_t q = 0; q < 8; ++q) {
+                    const int64_t image = (start + word) * 64 + q * 8;
+                    seen |= pack_eight(x + image * features + first, features, images - image, count,
+                                       eights[word] + q * pack_features);
+                }
+            for (int64_t f = 0; f < count; f += 16)
+                for (int64_t word = 0; word < end; ++word)
+                    transpose_bytes(eights[word] + f, count - f, y + (first + f) * words + start + word, words);
+        }
         uint8_t any = 0;
-        for (int i = 0; i < bytes; ++i) any |= seen[i];
+        for (int i = 0; i < vector_width<uint8_t>; ++i) any |= seen[i];
         binary = binary && any <= 1;
     }
     return binary;
@@ -286,13 +291,10 @@ bool packed_network(const PackedNetwork& network) {
                 pad(layer, x, words, free);
                 written();
             }
-            const bool last = l + 1 == network.num_layers && network.y;
-            const auto run = layer.pool == 1 ? evaluate<1> : evaluate<2>;
-            if (last)
-                run(layer, x, words, network.y + first, network.words);
-            else
-                run(layer, x, words, free, words);
-            if (!last) written();
+            const bool to_caller = network.y && l + 1 == network.num_layers;
+            (layer.pool == 1 ? evaluate<1> : evaluate<2>)(layer, x, words, to_caller ? network.y + first : free,
+                                                          to_caller ? network.words : words);
+            written();
         }
         if (network.sums)
             class_sums(x, network.out_rows() / network.classes, network.classes,

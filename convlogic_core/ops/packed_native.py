@@ -25,7 +25,7 @@ class PackedStack:
     def add_forest(self, leaves: torch.Tensor, gates: torch.Tensor) -> None:
         """Trees over all rows of the planes: leaves (K, L) int64, gates (K, G) int64.
 
-        Where each tree of a forest below feeds exactly one leaf, both are evaluated as one forest.
+        A forest below that has at least a tree for every leaf is evaluated together with this one, as deeper trees.
         """
         leaves, gates = leaves.contiguous(), gates.contiguous()
         num_trees, num_gates = gates.shape

@@ -84,10 +84,13 @@ def test_a_preset_with_every_instruction_set_and_number_of_threads() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("widths", [(8,), (16, 8), (32, 16, 8), (64, 32, 16, 8), (128, 64, 32, 16, 8), (32, 32, 16, 8)])
-def test_dense_layers_whether_they_form_trees_or_not(implementation: str, widths: tuple[int, ...]) -> None:
-    spec = ModelSpec((1, 4, 4), (), tuple(DenseSpec(width) for width in widths), 4, 1.0)
-    assert_exact(network(spec, implementation), images(100, 1, 4, 4))
+@pytest.mark.parametrize("connections", ["random", "unique"])
+@pytest.mark.parametrize("widths", [(12,), (16, 8), (32, 16, 8), (64, 32, 16, 8), (128, 64, 32, 16, 8), (32, 32, 16)])
+def test_dense_layers_whether_they_form_trees_or_not(
+    implementation: str, widths: tuple[int, ...], connections: str
+) -> None:
+    spec = ModelSpec((1, 4, 5), (), tuple(DenseSpec(width, connections) for width in widths), 4, 1.0)
+    assert_exact(network(spec, implementation), images(100, 1, 4, 5))
 
 
 @WITH_EXTENSION
