@@ -90,6 +90,7 @@ public:
                           weight_decay,
                           float(1 - std::pow(double(beta1), double(step))),
                           float(1 - std::pow(double(beta2), double(step)))};
+        if (stepping) CONVLOGIC_DISPATCH(network_sum_partials, network(), blocks_, threads, partials_.data());
         for (size_t i = 0; i < layers_.size(); ++i) {
             const Layer& layer = layers_[i];
             const LogitLayer target{pointer<float>(logits[i]),
@@ -98,8 +99,8 @@ public:
                                     layer.places.empty() ? nullptr : layer.places.data(),
                                     layer.first_gate,
                                     layer.gates};
-            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, adamw, partials_.data(),
-                               stepping ? blocks_ : 0, threads);
+            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, stepping ? &adamw : nullptr,
+                               partials_.data(), threads);
         }
     }
 

@@ -6,32 +6,6 @@
 namespace convlogic::CONVLOGIC_ISA {
 namespace {
 
-template <class Scalar>
-struct IndexType {
-    typedef int32_t type __attribute__((vector_size(CONVLOGIC_VECTOR_BYTES)));
-};
-template <>
-struct IndexType<double> {
-    typedef int64_t type __attribute__((vector_size(CONVLOGIC_VECTOR_BYTES)));
-};
-
-// Winners travel as bytes and are as wide as the scalar while in registers.
-template <class Scalar>
-struct Winners {
-    typedef uint8_t Bytes __attribute__((vector_size(vector_width<Scalar>)));
-
-    static CONVLOGIC_INLINE void store(uint8_t* to, Mask<Scalar> winner) {
-        const Bytes bytes = __builtin_convertvector((typename IndexType<Scalar>::type)winner, Bytes);
-        memcpy(to, &bytes, sizeof bytes);
-    }
-
-    static CONVLOGIC_INLINE Mask<Scalar> load(const uint8_t* from) {
-        Bytes bytes;
-        memcpy(&bytes, from, sizeof bytes);
-        return (Mask<Scalar>)__builtin_convertvector(bytes, typename IndexType<Scalar>::type);
-    }
-};
-
 template <class Scalar, int depth, int pool>
 void forward(const ConvTile<Scalar>& conv, const Scalar* planes, Scalar* y, const OutputStrides& y_strides,
              uint8_t* winner, const OutputStrides& winner_strides) {
@@ -69,7 +43,7 @@ void forward(const ConvTile<Scalar>& conv, const Scalar* planes, Scalar* y, cons
                             index = better ? Mask<Scalar>{} + p : index;
                         }
                         store(out + lane, best);
-                        Winners<Scalar>::store(won + lane, index);
+                        store_bytes<Scalar>(won + lane, index);
                     }
                 }
                 corner += pool * right, out += y_strides.column, won += winner_strides.column;
@@ -108,7 +82,7 @@ void backward(const ConvTile<Scalar>& conv, const Scalar* planes, const Scalar* 
                 for (int v = 0; v < vectors_a_cell; ++v) {
                     corner[i + v] = row * pool * down + column * pool * right + v * width;
                     backward.gradient[Backward::num_gates - 1][i + v] = load(from + v * width);
-                    if constexpr (pool > 1) winners[i + v] = Winners<Scalar>::load(place + v * width);
+                    if constexpr (pool > 1) winners[i + v] = load_bytes<Scalar>(place + v * width);
                 }
                 if (++column == conv.out_width) column = 0, ++row;
             }

@@ -8,22 +8,27 @@ namespace {
 template <class Rule, class Scalar>
 void forward(const Scalar* logits, int64_t gates, int threads, Scalar* coefficients) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t gate = 0; gate < gates; ++gate) {
-        typename Rule::Value values[Rule::vectors];
-        load_values(logits + gate * Rule::num_logits, values);
-        Rule(values).coefficients(coefficients + 4 * gate);
+    for (int64_t first = 0; first < gates; first += gates_at_once) {
+        const GateRange range(first, gates);
+        typename Rule::Values values;
+        range.load_values(logits, values);
+        const Rule rule(values);
+        for (int n = 0; n < gates_at_once; ++n) store_four(coefficients + 4 * range.index[n], rule.coefficients(n));
     }
 }
 
 template <class Rule, class Scalar>
 void backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gates, int threads, Scalar* grad_logits) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t gate = 0; gate < gates; ++gate) {
-        typename Rule::Value values[Rule::vectors];
-        load_values(logits + gate * Rule::num_logits, values);
+    for (int64_t first = 0; first < gates; first += gates_at_once) {
+        const GateRange range(first, gates);
+        typename Rule::Values values;
+        range.load_values(logits, values);
+        Four<Scalar> gradients[gates_at_once];
+        for (int n = 0; n < gates_at_once; ++n) gradients[n] = load_four(grad_coefficients + 4 * range.index[n]);
         const Rule rule(values);
-        rule.gradient(load_four(grad_coefficients + 4 * gate), values);
-        memcpy(grad_logits + gate * Rule::num_logits, &values, sizeof values);
+        rule.gradient(gradients, values);
+        range.store_values(grad_logits, values);
     }
 }
 

@@ -65,7 +65,6 @@ CONVLOGIC_INLINE void transpose(Bytes (&rows)[16]) {
 void read_images(const uint8_t* const* images, int64_t channels, int64_t height, int64_t columns, int64_t padding_y,
                  int64_t padding_x, float* planes) {
     const int64_t size = channels * height * columns, padded_columns = columns + 2 * padding_x;
-    typedef float Floats __attribute__((vector_size(64)));
     int64_t channel_row = 0, column = 0;
     for (int64_t pixel = 0; pixel < size; pixel += 16) {
         const int64_t count = size - pixel < 16 ? size - pixel : 16;
@@ -76,8 +75,11 @@ void read_images(const uint8_t* const* images, int64_t channels, int64_t height,
         for (int64_t i = 0; i < count; ++i) {
             const int64_t channel = channel_row / height, row = channel_row % height;
             const int64_t place = (channel * (height + 2 * padding_y) + row + padding_y) * padded_columns;
-            const Floats values = __builtin_convertvector(rows[i], Floats);
-            memcpy(planes + (place + column + padding_x) * 16, &values, sizeof values);
+            alignas(16) uint8_t lanes[16];
+            memcpy(lanes, &rows[i], sizeof lanes);
+            for (int lane = 0; lane < 16; lane += width)
+                store(planes + (place + column + padding_x) * 16 + lane,
+                      __builtin_convertvector(load_bytes<float>(lanes + lane), Vector<float>));
             if (++column == columns) column = 0, ++channel_row;
         }
     }

@@ -21,41 +21,57 @@ CONVLOGIC_INLINE void step(const AdamW& adamw, V gradient, V& logits, V& mean, V
 }
 
 template <class Rule>
-void update(const Network& net, const LogitLayer& layer, bool discrete, const AdamW& adamw, const float* partials,
-            int64_t blocks, int threads) {
-    typedef typename Rule::Value Value;
-    constexpr int vectors = Rule::vectors, num_logits = Rule::num_logits;
+void update(const Network& net, const LogitLayer& layer, bool discrete, const AdamW* adamw, const float* gradients,
+            int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t gate = 0; gate < layer.gates; ++gate) {
-        const int64_t place = layer.places ? layer.places[gate] : layer.first_gate + gate;
-        Value logits[vectors];
-        load_values(layer.logits + gate * num_logits, logits);
-        if (blocks) {
-            Four<float> sums = load_four(partials + 4 * place);
-            for (int64_t block = 1; block < blocks; ++block)
-                sums += load_four(partials + (block * net.num_gates + place) * 4);
-            Value gradient[vectors], mean[vectors], variance[vectors];
-            load_values(layer.mean + gate * num_logits, mean);
-            load_values(layer.variance + gate * num_logits, variance);
-            Rule(logits).gradient(sums, gradient);
-            for (int v = 0; v < vectors; ++v) step(adamw, gradient[v], logits[v], mean[v], variance[v]);
-            memcpy(layer.logits + gate * num_logits, &logits, sizeof logits);
-            memcpy(layer.mean + gate * num_logits, &mean, sizeof mean);
-            memcpy(layer.variance + gate * num_logits, &variance, sizeof variance);
+    for (int64_t first = 0; first < layer.gates; first += gates_at_once) {
+        const GateRange range(first, layer.gates);
+        int64_t place[gates_at_once];
+        for (int n = 0; n < gates_at_once; ++n)
+            place[n] = layer.places ? layer.places[range.index[n]] : layer.first_gate + range.index[n];
+        typename Rule::Values logits;
+        range.load_values(layer.logits, logits);
+        if (adamw) {
+            Four<float> upstream[gates_at_once];
+            for (int n = 0; n < gates_at_once; ++n) upstream[n] = load_four(gradients + 4 * place[n]);
+            typename Rule::Values gradient, mean, variance;
+            range.load_values(layer.mean, mean);
+            range.load_values(layer.variance, variance);
+            Rule(logits).gradient(upstream, gradient);
+            for (int n = 0; n < gates_at_once; ++n)
+                for (int v = 0; v < Rule::vectors; ++v)
+                    step(*adamw, gradient[n][v], logits[n][v], mean[n][v], variance[n][v]);
+            range.store_values(layer.logits, logits);
+            range.store_values(layer.mean, mean);
+            range.store_values(layer.variance, variance);
         }
-        if (discrete)
-            Rule::discrete_coefficients(logits, net.coefficients + 4 * place);
-        else
-            Rule(logits).coefficients(net.coefficients + 4 * place);
+        float* coefficients[gates_at_once];
+        for (int n = 0; n < gates_at_once; ++n) coefficients[n] = net.coefficients + 4 * place[n];
+        if (discrete) {
+            for (int n = 0; n < gates_at_once; ++n) store_four(coefficients[n], Rule::discrete_coefficients(logits[n]));
+        } else {
+            const Rule rule(logits);
+            for (int n = 0; n < gates_at_once; ++n) store_four(coefficients[n], rule.coefficients(n));
+        }
     }
 }
 
 }  // namespace
 
-void network_update(const Network& net, const LogitLayer& layer, int num_logits, bool discrete, const AdamW& adamw,
-                    const float* partials, int64_t blocks, int threads) {
-    num_logits == 16 ? update<Softmax<float>>(net, layer, discrete, adamw, partials, blocks, threads)
-                     : update<Iwp<float>>(net, layer, discrete, adamw, partials, blocks, threads);
+void network_sum_partials(const Network& net, int64_t blocks, int threads, float* partials) {
+    const int64_t size = 4 * net.num_gates;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i += 4) {
+        Four<float> sums = load_four(partials + i);
+        for (int64_t block = 1; block < blocks; ++block) sums += load_four(partials + block * size + i);
+        store_four(partials + i, sums);
+    }
+}
+
+void network_update(const Network& net, const LogitLayer& layer, int num_logits, bool discrete, const AdamW* adamw,
+                    const float* gradients, int threads) {
+    num_logits == 16 ? update<Softmax<float>>(net, layer, discrete, adamw, gradients, threads)
+                     : update<Iwp<float>>(net, layer, discrete, adamw, gradients, threads);
 }
 
 }  // namespace convlogic::CONVLOGIC_ISA

@@ -9,26 +9,8 @@ namespace convlogic::CONVLOGIC_ISA {
 
 enum class Parametrization { softmax = 16, iwp = 4 };  // the number of logits
 
-template <class Scalar>
-struct FourType {
-    typedef Scalar type __attribute__((vector_size(4 * sizeof(Scalar))));
-};
-template <class Scalar>
-using Four = typename FourType<Scalar>::type;
-
-template <class Scalar>
-CONVLOGIC_INLINE Four<Scalar> load_four(const Scalar* from) {
-    Four<Scalar> v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-template <class Scalar>
-CONVLOGIC_INLINE void store_four(Scalar* to, Four<Scalar> v) {
-    memcpy(to, &v, sizeof v);
-}
-
-// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87, infinite above 88.
+// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87,
+// infinite above 88.
 template <class V>
 CONVLOGIC_INLINE V exp(V x) {
     if constexpr (sizeof(x[0]) == 4) {
@@ -96,57 +78,67 @@ struct GateTable {
 template <class Scalar>
 constexpr GateTable<Scalar> gate_table;
 
+// Gates that are worked on side by side, so that one's latencies hide behind the others'.
+constexpr int gates_at_once = 4;
+
 // 16 logits, one for each gate.
 template <class Scalar>
 struct Softmax {
     static constexpr int num_logits = 16, width = vector_width<Scalar>, vectors = 16 / width;
     typedef Vector<Scalar> Value;
+    typedef Value Values[gates_at_once][vectors];
 
-    Value probability[vectors];
+    Values probability;
 
-    CONVLOGIC_INLINE explicit Softmax(const Value (&logits)[vectors]) {
-        Value top = logits[0];
-        for (int v = 1; v < vectors; ++v) top = logits[v] > top ? logits[v] : top;
-        Scalar largest = top[0];
-        for (int i = 1; i < width; ++i) largest = top[i] > largest ? top[i] : largest;
-        Value total = {};
-        for (int v = 0; v < vectors; ++v) {
-            probability[v] = exp(logits[v] - largest);
-            total += probability[v];
+    CONVLOGIC_INLINE explicit Softmax(const Values& logits) {
+        Value top[gates_at_once], total[gates_at_once];
+        for (int n = 0; n < gates_at_once; ++n) {
+            top[n] = logits[n][0];
+            for (int v = 1; v < vectors; ++v) top[n] = logits[n][v] > top[n] ? logits[n][v] : top[n];
         }
-        Scalar sum = total[0];
-        for (int i = 1; i < width; ++i) sum += total[i];
-        for (int v = 0; v < vectors; ++v) probability[v] *= 1 / sum;
+        const Four<Scalar> largest = across(top, [](auto a, auto b) { return a > b ? a : b; });
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v) {
+                probability[n][v] = exp(logits[n][v] - largest[n]);
+                total[n] = v ? total[n] + probability[n][v] : probability[n][v];
+            }
+        const Four<Scalar> scale = 1 / across(total, [](auto a, auto b) { return a + b; });
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v) probability[n][v] *= scale[n];
     }
 
-    CONVLOGIC_INLINE void coefficients(Scalar* to) const {
+    CONVLOGIC_INLINE Four<Scalar> coefficients(int n) const {
         Value sums[4];
         for (int j = 0; j < 4; ++j) {
-            sums[j] = probability[0] * gate_table<Scalar>.get(j, 0);
-            for (int v = 1; v < vectors; ++v) sums[j] += probability[v] * gate_table<Scalar>.get(j, v);
+            sums[j] = probability[n][0] * gate_table<Scalar>.get(j, 0);
+            for (int v = 1; v < vectors; ++v) sums[j] += probability[n][v] * gate_table<Scalar>.get(j, v);
         }
-        reduce<Scalar>(sums, to, false);
+        return across(sums, [](auto a, auto b) { return a + b; });
     }
 
     // p * (T d - c.d): c.d is the mean of T d.
-    CONVLOGIC_INLINE void gradient(Four<Scalar> d, Value (&to)[vectors]) const {
-        Value weighted = {};
-        for (int v = 0; v < vectors; ++v) {
-            to[v] = d[0] * gate_table<Scalar>.get(0, v) + d[1] * gate_table<Scalar>.get(1, v) +
-                    d[2] * gate_table<Scalar>.get(2, v) + d[3] * gate_table<Scalar>.get(3, v);
-            weighted += probability[v] * to[v];
-        }
-        Scalar mean = weighted[0];
-        for (int i = 1; i < width; ++i) mean += weighted[i];
-        for (int v = 0; v < vectors; ++v) to[v] = probability[v] * (to[v] - mean);
+    CONVLOGIC_INLINE void gradient(const Four<Scalar> (&d)[gates_at_once], Values& to) const {
+        Value weighted[gates_at_once];
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v) {
+                to[n][v] = d[n][0] * gate_table<Scalar>.get(0, v) + d[n][1] * gate_table<Scalar>.get(1, v) +
+                           d[n][2] * gate_table<Scalar>.get(2, v) + d[n][3] * gate_table<Scalar>.get(3, v);
+                const Value part = probability[n][v] * to[n][v];
+                weighted[n] = v ? weighted[n] + part : part;
+            }
+        const Four<Scalar> mean = across(weighted, [](auto a, auto b) { return a + b; });
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v) to[n][v] = probability[n][v] * (to[n][v] - mean[n]);
     }
 
-    static CONVLOGIC_INLINE void discrete_coefficients(const Value (&logits)[vectors], Scalar* to) {
+    static CONVLOGIC_INLINE Four<Scalar> discrete_coefficients(const Value (&logits)[vectors]) {
         alignas(64) Scalar all[16];
         for (int v = 0; v < vectors; ++v) store(all + v * width, logits[v]);
         int best = 0;
         for (int g = 1; g < 16; ++g) best = all[g] > all[best] ? g : best;
-        for (int j = 0; j < 4; ++j) to[j] = gate_table<Scalar>.column[j][best];
+        const auto& column = gate_table<Scalar>.column;
+        const Four<Scalar> c = {column[0][best], column[1][best], column[2][best], column[3][best]};
+        return c;
     }
 };
 
@@ -155,26 +147,52 @@ template <class Scalar>
 struct Iwp {
     static constexpr int num_logits = 4, vectors = 1;
     typedef Four<Scalar> Value;
+    typedef Value Values[gates_at_once][vectors];
 
-    Value row;
+    Value row[gates_at_once];
 
-    CONVLOGIC_INLINE explicit Iwp(const Value (&logits)[1]) : row(1 / (1 + exp(-logits[0]))) {}
-
-    CONVLOGIC_INLINE void coefficients(Scalar* to) const { store_four(to, coefficients_of_rows<Scalar>(row)); }
-
-    CONVLOGIC_INLINE void gradient(Four<Scalar> d, Value (&to)[1]) const {
-        to[0] = rows_gradient<Scalar>(d) * (row * (1 - row));
+    CONVLOGIC_INLINE explicit Iwp(const Values& logits) {
+        for (int n = 0; n < gates_at_once; ++n) row[n] = 1 / (1 + exp(-logits[n][0]));
     }
 
-    static CONVLOGIC_INLINE void discrete_coefficients(const Value (&logits)[1], Scalar* to) {
+    CONVLOGIC_INLINE Four<Scalar> coefficients(int n) const { return coefficients_of_rows<Scalar>(row[n]); }
+
+    CONVLOGIC_INLINE void gradient(const Four<Scalar> (&d)[gates_at_once], Values& to) const {
+        for (int n = 0; n < gates_at_once; ++n) to[n][0] = rows_gradient<Scalar>(d[n]) * (row[n] * (1 - row[n]));
+    }
+
+    static CONVLOGIC_INLINE Four<Scalar> discrete_coefficients(const Value (&logits)[1]) {
         const Value one = Value{} + 1;
-        store_four(to, coefficients_of_rows<Scalar>(logits[0] > 0 ? one : Value{}));
+        return coefficients_of_rows<Scalar>(logits[0] > 0 ? one : Value{});
     }
 };
 
-template <class Scalar, class Value, int vectors>
-CONVLOGIC_INLINE void load_values(const Scalar* from, Value (&to)[vectors]) {
-    memcpy(&to, from, sizeof to);
-}
+// The logits (or moments) of gates first .. first + gates_at_once - 1; beyond the last gate the last one again, which
+// is then worked on more than once with the same result.
+struct GateRange {
+    int64_t index[gates_at_once];
+
+    GateRange(int64_t first, int64_t gates) {
+        for (int n = 0; n < gates_at_once; ++n) index[n] = first + n < gates ? first + n : gates - 1;
+    }
+
+    template <class Scalar, class Value, int vectors>
+    CONVLOGIC_INLINE void load_values(const Scalar* from, Value (&to)[gates_at_once][vectors]) const {
+        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar);
+        typedef Value Unaligned __attribute__((aligned(1), may_alias));
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v)
+                to[n][v] = *reinterpret_cast<const Unaligned*>(from + (index[n] * vectors + v) * lanes);
+    }
+
+    template <class Scalar, class Value, int vectors>
+    CONVLOGIC_INLINE void store_values(Scalar* to, const Value (&from)[gates_at_once][vectors]) const {
+        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar);
+        typedef Value Unaligned __attribute__((aligned(1), may_alias));
+        for (int n = 0; n < gates_at_once; ++n)
+            for (int v = 0; v < vectors; ++v)
+                *reinterpret_cast<Unaligned*>(to + (index[n] * vectors + v) * lanes) = from[n][v];
+    }
+};
 
 }  // namespace convlogic::CONVLOGIC_ISA

@@ -44,36 +44,11 @@ CONVLOGIC_INLINE void tree(const Scalar* c, const Leaf& leaf, Vector<Scalar> (&o
     tree_node<Scalar, 1 << depth, depth, 0>(c, leaf, out);
 }
 
-// Adds the halves of a vector up until four lanes are left.
-template <class Value>
-CONVLOGIC_INLINE auto fold(Value v) {
-    constexpr int lanes = sizeof(v) / sizeof(v[0]);
-    if constexpr (lanes == 16)
-        return fold(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-    else if constexpr (lanes == 8)
-        return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
-    else
-        return v;
-}
-
 // Adds the lanes of four vectors up; writes the four sums or adds them.
 template <class Scalar>
 CONVLOGIC_INLINE void reduce(const Vector<Scalar> (&sums)[4], Scalar* to, bool accumulate) {
-    if constexpr (vector_width<Scalar> >= 4) {
-        const auto a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), d = fold(sums[3]);
-        const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const auto cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        auto total = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-        typedef Scalar Four __attribute__((vector_size(4 * sizeof(Scalar)), aligned(1), may_alias));
-        if (accumulate) total += *reinterpret_cast<const Four*>(to);
-        *reinterpret_cast<Four*>(to) = total;
-    } else {
-        for (int i = 0; i < 4; ++i) {
-            const Scalar sum = sums[i][0] + sums[i][1];
-            to[i] = accumulate ? to[i] + sum : sum;
-        }
-    }
+    const Four<Scalar> total = across(sums, [](auto a, auto b) { return a + b; });
+    store_four(to, accumulate ? load_four(to) + total : total);
 }
 
 // Backward through one tree for a few vectors at a time: gate after gate, so that a gate's coefficients and the sums of
