@@ -160,7 +160,4 @@ PYBIND11_MODULE(_cuda, module) {
         },
         release_gil(), py::kw_only(), arg("words"), arg("sums"), arg("num_words"), arg("features"), arg("classes"),
         arg("images"), arg("stream"));
-#ifdef CONVLOGIC_EMULATE
-    emulate::bind(module);
-#endif
 }

@@ -1,0 +1,48 @@
+"""Builds the CUDA sources for the host: each .cu compiled unmodified by g++, where emulate.h stands for CUDA.
+
+The result is a Python module with the functions of `_cuda`, which then take addresses of host memory.
+"""
+
+import os
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+
+SOURCES = Path(__file__).parents[3] / "convlogic_core" / "csrc" / "cuda"
+FLAGS = (
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-DCONVLOGIC_EMULATE", "-fno-strict-aliasing"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+)
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) -> Path:
+    """Compiles and links the module `_cuda` into folder; its path.
+
+    Raises:
+        RuntimeError: with what the compiler said.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    here = Path(__file__).parent
+    include = [f"-I{here}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    files = [*sorted(sources.glob("*.cu")), sources / "bindings.cpp", here / "schedule.cpp"]
+
+    def compile_one(file: Path) -> Path:
+        target = folder / f"{file.stem}.o"
+        _run([compiler, *FLAGS, *flags, *include, "-x", "c++", "-c", str(file), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, files))
+    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    _run([compiler, "-shared", *flags, *map(str, objects), "-o", str(module)])
+    return module
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
