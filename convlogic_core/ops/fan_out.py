@@ -1,9 +1,9 @@
 """The wiring as the CUDA kernels take it: checked, and with the readers of every input listed (its fan-out).
 
-Backward gathers over these lists, which makes it deterministic without atomics. They follow from the wiring, so they are
-made when an op first meets it, and kept as long as the tensor lives. Making them waits for the GPU once; a step that is
-captured in a CUDA graph must therefore have run before. Wiring that is changed in place (`load_state_dict`) is prepared
-again by the next call outside a graph, into the same memory, so that a captured step reads the new wiring too.
+Backward gathers over these lists, which makes it deterministic without atomics. They follow from the wiring, so they
+are made when an op first meets it, and kept as long as the tensor lives. Making them waits for the GPU once; a step to be
+captured in a CUDA graph must therefore have run before. Wiring that is changed in place (`load_state_dict`) is
+prepared again by the next call outside a graph, into the same memory, so that a captured step reads the new wiring too.
 Shape letters: O gates, F features, K kernels, L leaves, C channels.
 """
 
@@ -25,7 +25,8 @@ class FanOut(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    key: tuple[object, ...]
+    others: tuple[ref[Tensor], ...]  # the rest of the wiring
+    sizes: tuple[object, ...]
     versions: tuple[int, ...]
     fan_out: FanOut
 
@@ -39,8 +40,7 @@ def dense_fan_out(indices_0: Tensor, indices_1: Tensor, num_features: int) -> Fa
     Raises:
         ValueError: an index outside [0, F).
     """
-    key = (ref(indices_1), num_features)
-    return _cached(indices_0, (indices_0, indices_1), key, lambda: _dense(indices_0, indices_1, num_features))
+    return _cached((indices_0, indices_1), (num_features,), lambda: _dense(indices_0, indices_1, num_features))
 
 
 def tree_fan_out(selection: Tensor, num_channels: int, kernel: tuple[int, int]) -> FanOut:
@@ -49,26 +49,28 @@ def tree_fan_out(selection: Tensor, num_channels: int, kernel: tuple[int, int]) 
     Raises:
         ValueError: a leaf outside the channels or the window.
     """
-    return _cached(selection, (selection,), (num_channels, kernel), lambda: _tree(selection, num_channels, kernel))
+    return _cached((selection,), (num_channels, kernel), lambda: _tree(selection, num_channels, kernel))
 
 
-def _cached(
-    owner: Tensor, wiring: tuple[Tensor, ...], key: tuple[object, ...], prepare: Callable[[], FanOut]
-) -> FanOut:
+def _cached(wiring: tuple[Tensor, ...], sizes: tuple[object, ...], prepare: Callable[[], FanOut]) -> FanOut:
+    owner, *others = wiring
     versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in wiring)
     entry: _Entry | None = _prepared.get(owner)
-    if entry and entry.key == key and entry.versions == versions:
+    same_tensors = (
+        entry is not None
+        and entry.sizes == sizes
+        and all(kept() is other for kept, other in zip(entry.others, others, strict=True))
+    )
+    if entry and same_tensors and entry.versions == versions:
         return entry.fan_out
     if owner.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError(
-            "wiring met for the first time while a CUDA graph is captured: run one step before the capture"
-        )
+        raise ValueError("wiring met for the first time while a CUDA graph is captured: run a step before the capture")
     fan_out = FanOut(*(tensor.to(owner.device) for tensor in prepare()))
-    if entry and entry.key == key:
+    if entry and same_tensors:
         for old, new in zip(entry.fan_out, fan_out, strict=True):
             old.copy_(new)
         fan_out = entry.fan_out
-    _prepared[owner] = _Entry(key, versions, fan_out)
+    _prepared[owner] = _Entry(tuple(ref(other) for other in others), sizes, versions, fan_out)
     return fan_out
 
 

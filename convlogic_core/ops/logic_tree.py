@@ -68,8 +68,8 @@ def logic_tree(
         (N, K, H', W'); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or (on CUDA) a leaf
-            outside its window or the channels of x.
+        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or (on CUDA) a
+            leaf outside its window or the channels of x.
         IndexError: a leaf outside its window or the channels of x.
     """
     check_tensors("logic_tree", x, 4, coefficients)

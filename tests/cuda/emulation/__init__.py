@@ -20,7 +20,7 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) -> Path:
-    """Compiles and links the module `_cuda` into folder; its path.
+    """Compiles and links the module `_cuda` into folder; its path. `flags` are those of the kernels.
 
     Raises:
         RuntimeError: with what the compiler said.
@@ -28,11 +28,12 @@ def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) ->
     compiler = os.environ.get("CXX", "g++")
     here = Path(__file__).parent
     include = [f"-I{here}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    files = [*sorted(sources.glob("*.cu")), sources / "bindings.cpp", here / "schedule.cpp"]
+    files = [sources / "bindings.cpp", *sorted(sources.glob("*.cu")), here / "schedule.cpp"]
 
     def compile_one(file: Path) -> Path:
         target = folder / f"{file.stem}.o"
-        _run([compiler, *FLAGS, *flags, *include, "-x", "c++", "-c", str(file), "-o", str(target)])
+        own_flags = flags if file.suffix == ".cu" else ("-O0", "-g0")
+        _run([compiler, *FLAGS, *own_flags, *include, "-x", "c++", "-c", str(file), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
