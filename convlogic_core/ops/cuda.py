@@ -123,7 +123,7 @@ def tree_backward(
     num_leaves, cells = wiring.numel(), grad_y.shape[2] * grad_y.shape[3]
     chunk = x.shape[0]
     if needs_grad_x:
-        fitting = LEAF_GRADIENT_BYTES // (num_leaves * cells * x.element_size())
+        fitting = LEAF_GRADIENT_BYTES // max(1, num_leaves * cells * x.element_size())
         chunk = min(chunk, max(1, fitting // CHUNK_IMAGES) * CHUNK_IMAGES)
     grad_leaves = x.new_empty(num_leaves, cells, chunk) if needs_grad_x else x.new_empty(0)
     num_chunks = -(-x.shape[0] // max(1, chunk))

@@ -1,8 +1,8 @@
 """The wiring as the CUDA kernels take it: checked, and with the readers of every input listed (its fan-out).
 
 Backward gathers over these lists, which makes it deterministic without atomics. They follow from the wiring, so they
-are made when an op first meets it, and kept as long as the tensor lives. Making them waits for the GPU once; a step to be
-captured in a CUDA graph must therefore have run before. Wiring that is changed in place (`load_state_dict`) is
+are made when an op first meets it, and kept as long as the tensor lives. Making them waits for the GPU once; a step
+to be captured in a CUDA graph must therefore have run before. Wiring that is changed in place (`load_state_dict`) is
 prepared again by the next call outside a graph, into the same memory, so that a captured step reads the new wiring too.
 Shape letters: O gates, F features, K kernels, L leaves, C channels.
 """

@@ -16,7 +16,8 @@ def reference_logic_dense(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_dense`."""
-    a, b = x.index_select(1, indices_0), x.index_select(1, indices_1)
+    values = x.to(coefficients.dtype)
+    a, b = values.index_select(1, indices_0), values.index_select(1, indices_1)
     c0, c1, c2, c3 = coefficients.unbind(-1)
     return (c0 + c1 * a + c2 * b + c3 * (a * b)).to(x.dtype)
 

@@ -23,7 +23,7 @@ def reference_logic_tree(
     pool: int = 2,
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_tree`."""
-    planes = pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    planes = pad(x.to(coefficients.dtype), (padding[1], padding[1], padding[0], padding[0]))
     height, width = planes.shape[2:]
     rows = torch.arange(0, height - kernel[0] + 1, stride[0], device=x.device)
     columns = torch.arange(0, width - kernel[1] + 1, stride[1], device=x.device)

@@ -1,9 +1,8 @@
 // The Python module `_cuda`: raw pointers, int64 sizes and a stream in, no tensor library. Callers own all memory, keep
 // it alive and set the device. Calls put kernels on the stream and return; a failed launch is a RuntimeError.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"

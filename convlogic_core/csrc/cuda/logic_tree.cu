@@ -184,6 +184,7 @@ void launch_backward_input(const TreeConv<T>& conv, FanOut fan_out, const TreeCo
 }  // namespace
 
 int64_t num_tree_partials(const TreeShape& s, int64_t images) {
+    if (!s.kernels) return 0;
     const int warps = s.depth < 4 ? tree_backward_warps<1> : tree_backward_warps<4>;
     const int64_t steps = int64_t(s.out_height) * s.out_width * ceil_div(images, warp_images);
     const int64_t fills_device = ceil_div(2048, s.kernels), keeps_busy = ceil_div(steps, 4 * warps);

@@ -19,8 +19,14 @@ FLAGS = (
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
-def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) -> Path:
-    """Compiles and links the module `_cuda` into folder; its path. `flags` are those of the kernels.
+def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES, bindings: Path | None = None) -> Path:
+    """Compiles and links the module `_cuda` into folder; its path.
+
+    Args:
+        folder: where objects and the module go.
+        flags: more of them, for the kernels.
+        sources: the folder of the .cu files.
+        bindings: bindings.o of an earlier build, which takes as long as everything else.
 
     Raises:
         RuntimeError: with what the compiler said.
@@ -28,7 +34,9 @@ def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) ->
     compiler = os.environ.get("CXX", "g++")
     here = Path(__file__).parent
     include = [f"-I{here}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    files = [sources / "bindings.cpp", *sorted(sources.glob("*.cu")), here / "schedule.cpp"]
+    files = [*sorted(sources.glob("*.cu")), here / "schedule.cpp"]
+    if not bindings:
+        files.insert(0, sources / "bindings.cpp")
 
     def compile_one(file: Path) -> Path:
         target = folder / f"{file.stem}.o"
@@ -37,7 +45,7 @@ def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES) ->
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, files))
+        objects = [*pool.map(compile_one, files), *([bindings] if bindings else [])]
     module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     _run([compiler, "-shared", *flags, *map(str, objects), "-o", str(module)])
     return module
