@@ -101,9 +101,8 @@ def test_parity_over_batches(emulated, batch, dtype):
         {"kernel": (7, 7), "image": (8, 8), "padding": (0, 0)},
         {"kernel": (7, 7), "image": (7, 7), "padding": (0, 0), "pool": 1, "stride": (1000, 10**12)},
         {"image": (9, 11)},
-        {"image": (1, 1), "kernel": (1, 1), "padding": (0, 0), "pool": 1, "channels": 40, "num_kernels": 70},
+        {"image": (1, 1), "kernel": (1, 1), "padding": (0, 0), "pool": 1, "channels": 20, "num_kernels": 33},
         {"channels": 1, "num_kernels": 1},
-        {"num_kernels": 0},
     ],
 )
 @pytest.mark.parametrize("batch", [8, 19])

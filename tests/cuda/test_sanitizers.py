@@ -27,12 +27,17 @@ TESTS = (
 @pytest.mark.skipif(MODULE_VARIABLE in os.environ, reason="this is the process with the sanitizers")
 def test_no_report(emulated_module, tmp_path):
     module = build(tmp_path, SANITIZE, bindings=Path(emulated_module.__file__).parent / "bindings.o")
-    libasan = subprocess.run(
-        [os.environ.get("CXX", "g++"), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    compiler = os.environ.get("CXX", "g++")
+    # libstdc++ as well: where it is not loaded yet, AddressSanitizer cannot pass C++ exceptions on
+    libraries = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
     environment = os.environ | {
         MODULE_VARIABLE: str(module),
-        "LD_PRELOAD": libasan,
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0,exitcode=99",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
@@ -41,7 +46,7 @@ def test_no_report(emulated_module, tmp_path):
         sys.executable,
         "-m",
         "pytest",
-        "-q",
+        "-qs",
         "-x",
         "-p",
         "no:cacheprovider",

@@ -16,7 +16,7 @@ FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-DCONVLOGIC_EMULATE", "-fno-strict-aliasing"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 )
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def build(folder: Path, flags: tuple[str, ...] = (), sources: Path = SOURCES, bindings: Path | None = None) -> Path:
