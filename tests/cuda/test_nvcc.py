@@ -43,7 +43,10 @@ def compile_source(nvcc: str, source: Path, folder: Path) -> list[Kernel]:
     names = subprocess.run(["c++filt"], input=mangled, capture_output=True, text=True, check=True).stdout.splitlines()
     return [
         Kernel(
-            plain_name(name), int(entry["architecture"]), int(entry["registers"]), int(entry["stores"] + entry["loads"])
+            plain_name(name),
+            int(entry["architecture"]),
+            int(entry["registers"]),
+            int(entry["stores"]) + int(entry["loads"]),
         )
         for name, entry in zip(names, found, strict=True)
     ]

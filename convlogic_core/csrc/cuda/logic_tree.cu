@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(block_threads)
     const int left = images - n, cells = s.out_height * s.out_width, pool_shift = s.pool - 1;
     Vec<float, size> sum{};
     const int end = start[channel + 1];
-#pragma unroll 2
+#pragma unroll 4
     for (int edge = start[channel]; edge < end; ++edge) {
         const auto [leaf, place_in_window] = reinterpret_cast<const Vec<int32_t, 2>*>(edges)[edge].v;
         // the window that has this pixel there, before the pool
