@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from convlogic_core.ops import backend
+from tests.cuda.emulation import MODULE_VARIABLE, build
 
-from .emulation import build
-
-MODULE_VARIABLE = "CONVLOGIC_EMULATED_MODULE"  # names a module that was built before, as the sanitizer test does
 SetSchedule = Callable[[int], None]
 
 

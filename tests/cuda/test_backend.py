@@ -19,7 +19,7 @@ def test_built_but_no_driver(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(backend, "_cuda", SimpleNamespace(device_problem=lambda: "CUDA driver version is insufficient"))
     with pytest.raises(
-        ValueError, match='"cuda" needs a CUDA device.*: CUDA driver version is insufficient; use "auto"'
+        ValueError, match=r'"cuda" needs a CUDA device.*: CUDA driver version is insufficient; use "auto"'
     ):
         backend.check_implementation("cuda")
 
@@ -41,7 +41,7 @@ def test_which_tensors_take_the_kernels(monkeypatch):
         assert backend.use_native("auto", fake_cuda_tensor(dtype), ("cpu", "cuda")) is native
     assert not backend.use_native("python", fake_cuda_tensor(), ("cpu", "cuda"))
     assert not backend.use_native("auto", fake_cuda_tensor())
-    with pytest.raises(ValueError, match="takes float32 or bfloat16, got torch.float64"):
+    with pytest.raises(ValueError, match="takes float32 or bfloat16"):
         backend.use_native("cuda", fake_cuda_tensor(torch.float64), ("cpu", "cuda"))
     with pytest.raises(ValueError, match="this op has no cuda kernel"):
         backend.use_native("cuda", fake_cuda_tensor())

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MODULE_VARIABLE
-from .emulation import SANITIZE, build
+from tests.cuda.emulation import MODULE_VARIABLE, SANITIZE, build
 
 HERE = Path(__file__).parent
 TESTS = (

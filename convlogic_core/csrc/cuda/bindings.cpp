@@ -94,7 +94,8 @@ PYBIND11_MODULE(_cuda, module) {
     module.doc() = "CUDA kernels of convlogic_core: batch-innermost memory, raw addresses, int64 sizes, a stream.";
 
     module.def("device_problem", &device_problem, "Why no device can be used, empty where one can.");
-    py::class_<TreeShape>(module, "TreeShape", "Sizes of a tree convolution; out is after the pool.")
+    py::class_<TreeShape>(module, "TreeShape", py::module_local(),
+                          "Sizes of a tree convolution; out is after the pool.")
         .def(py::init(&shape_of), py::kw_only(), arg("channels"), arg("image"), arg("kernels"), arg("depth"),
              arg("pool"), arg("stride"), arg("padding"), arg("out"));
     module.def("num_dense_chunks", &num_dense_chunks, arg("batch"), arg("bfloat16"));

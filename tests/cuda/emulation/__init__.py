@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pybind11
 
+MODULE_VARIABLE = "CONVLOGIC_EMULATED_MODULE"  # names a module that was built before, as the sanitizer test does
 SOURCES = Path(__file__).parents[3] / "convlogic_core" / "csrc" / "cuda"
 FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-DCONVLOGIC_EMULATE", "-fno-strict-aliasing"),

@@ -224,7 +224,8 @@ inline void __syncthreads() {
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
-    return emulate::exchange(mask, value, [=](const T* values, unsigned lane) { return values[lane ^ unsigned(lanes)]; });
+    return emulate::exchange(mask, value,
+                             [=](const T* values, unsigned lane) { return values[lane ^ unsigned(lanes)]; });
 }
 
 inline int __reduce_max_sync(unsigned mask, int value) {
