@@ -41,16 +41,8 @@ def test_no_report(emulated_module, tmp_path):
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-qs",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        *(str(HERE / test) for test in TESTS),
-    ]
+    options = ["-qs", "-x", "-p", "no:cacheprovider", "-k", "not 1000 and not 8-sizes"]
+    command = [sys.executable, "-m", "pytest", *options, *(str(HERE / test) for test in TESTS)]
     done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=240)
     output = done.stdout + done.stderr
     assert done.returncode == 0 and "Sanitizer" not in output and "runtime error" not in output, output[-6000:]
