@@ -3,7 +3,7 @@
 `ConvLogicLayer`, `LogicLayer` and `GroupSum` are drop-in for the field's code; `build_model` builds a `ModelSpec`.
 """
 
-from .layers import ConvLogicLayer, GroupSum, LogicLayer, soft_evaluation
+from .layers import ConvLogicLayer, GroupSum, LogicLayer, set_estimator, soft_evaluation
 from .model import PRESETS, ConvSpec, DenseSpec, ModelSpec, build_model, num_parameters, raw_gates
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "build_model",
     "num_parameters",
     "raw_gates",
+    "set_estimator",
     "soft_evaluation",
 ]

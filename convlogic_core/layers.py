@@ -1,6 +1,7 @@
 """The layers of logic networks, drop-in for the field's code (difflogic, lkorinek/convlogic).
 
-In training mode a layer is soft, in eval mode discrete; `soft_evaluation` evaluates softly.
+In training mode a layer computes as its estimator says (soft, unless told otherwise), in eval mode it is discrete;
+`soft_evaluation` evaluates softly.
 Shapes: B/N batch, C input channels, H W image, K output channels (kernels), L = 2**tree_depth leaves, G = L - 1 gates,
 P logits a gate (16, or 4 for "iwp").
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parametrization as gates_of
+from .estimators import check_estimator, training_coefficients
 from .ops import logic_dense, logic_tree
 from .ops.backend import check_implementation
 from .wiring import dense_connections, tree_selection
@@ -33,26 +35,35 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 class _LogicModule(nn.Module):
-    """What dense and convolutional logic share: logits, their discretization, and gradient scaling."""
+    """What dense and convolutional logic share: logits, their discretization, and gradient scaling.
+
+    `estimator` may be set at any time, see `set_estimator`.
+    """
 
     weights: nn.Parameter
 
-    def __init__(self, implementation: str | None, grad_factor: float, parametrization: str) -> None:
+    def __init__(self, implementation: str | None, grad_factor: float, parametrization: str, estimator: str) -> None:
         super().__init__()
         self.implementation = check_implementation(implementation)
         self.grad_factor = grad_factor
         self.parametrization = gates_of.check_parametrization(parametrization)
+        self.estimator = check_estimator(estimator)
         self.soft_in_eval = False
 
     def coefficients(self) -> Tensor:
-        """(..., 4) coefficients of this layer's gates: soft in training, discrete in eval mode."""
-        if self.training or self.soft_in_eval:
-            return gates_of.soft_coefficients(self.weights, self.parametrization)
+        """(..., 4) coefficients of this layer's gates: the estimator's in training, discrete in eval mode."""
+        if self.training:
+            return training_coefficients(self.weights, self.parametrization, self.estimator, self.implementation)
+        if self.soft_in_eval:
+            return gates_of.soft_coefficients(self.weights, self.parametrization, self.implementation)
         return gates_of.discrete_coefficients(self.weights, self.parametrization)
 
     def gates(self) -> Tensor:
         """(...,) int64 numbers of the discrete gates."""
         return gates_of.discrete_gates(self.weights, self.parametrization)
+
+    def _mode(self) -> str:
+        return f"{self.parametrization}, {self.estimator + ' train' if self.training else 'eval'}"
 
     def _scale_gradient(self, x: Tensor) -> Tensor:
         if self.grad_factor == 1.0 or not x.requires_grad:
@@ -80,7 +91,7 @@ class _LogicModule(nn.Module):
 
 @contextmanager
 def soft_evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the model, in eval mode, computes the soft network of the same weights.
+    """Within the block the model, in eval mode, computes the soft network of the same weights, whatever its estimator.
 
     Modes are restored on exit. Usage: `with torch.no_grad(), soft_evaluation(model): y = model(x)`.
     """
@@ -98,6 +109,18 @@ def soft_evaluation(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+def set_estimator(model: nn.Module, estimator: str) -> None:
+    """From its next forward pass every logic layer of the model trains with this estimator (see `estimators`).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    check_estimator(estimator)
+    for module in model.modules():
+        if isinstance(module, _LogicModule):
+            module.estimator = estimator
+
+
 class LogicLayer(_LogicModule):
     """Dense logic: every output is one gate of two inputs, wired at random. (B, in_dim) -> (B, out_dim).
 
@@ -110,6 +133,7 @@ class LogicLayer(_LogicModule):
         connections: "random" (a permutation, every input used) or "unique" (no pair of inputs twice).
         residual_init: start near the gate "a" instead of at random.
         parametrization: "softmax" or "iwp".
+        estimator: "soft", "gumbel" or "ste", what training computes; a plain attribute, to be switched at any time.
         seed: of wiring and weights; None draws from torch's global generator.
 
     State: parameter `weights` (out_dim, P), buffers `indices_0`, `indices_1` (out_dim,) int64.
@@ -130,9 +154,10 @@ class LogicLayer(_LogicModule):
         connections: str = "random",
         residual_init: bool = False,
         parametrization: str = "softmax",
+        estimator: str = "soft",
         seed: int | None = None,
     ) -> None:
-        super().__init__(implementation, grad_factor, parametrization)
+        super().__init__(implementation, grad_factor, parametrization, estimator)
         if in_dim < 1 or out_dim < 1:
             raise ValueError(f"LogicLayer needs at least one input and one output, got in_dim={in_dim}, {out_dim=}")
         self.in_dim, self.out_dim, self.connections = in_dim, out_dim, connections
@@ -157,7 +182,7 @@ class LogicLayer(_LogicModule):
         return logic_dense(x, self.indices_0, self.indices_1, self.coefficients(), self.implementation)
 
     def extra_repr(self) -> str:
-        return f"{self.in_dim}, {self.out_dim}, {self.parametrization}, {'train' if self.training else 'eval'}"
+        return f"{self.in_dim}, {self.out_dim}, {self._mode()}"
 
 
 class ConvLogicLayer(_LogicModule):
@@ -180,6 +205,7 @@ class ConvLogicLayer(_LogicModule):
         tree_depth: 1 to 4; the tree reads 2**tree_depth leaves.
         pool: side and stride of the max pooling (OR on bits); 1 is none. Odd sizes floor.
         parametrization: "softmax" or "iwp".
+        estimator: "soft", "gumbel" or "ste", what training computes; a plain attribute, to be switched at any time.
         seed: of wiring and weights; None draws from torch's global generator.
 
     State: parameter `weights` (K, G, P), gates level by level from the leaves; buffer `selection` (K, L) int32.
@@ -206,9 +232,10 @@ class ConvLogicLayer(_LogicModule):
         tree_depth: int = 3,
         pool: int = 2,
         parametrization: str = "softmax",
+        estimator: str = "soft",
         seed: int | None = None,
     ) -> None:
-        super().__init__(implementation, grad_factor, parametrization)
+        super().__init__(implementation, grad_factor, parametrization, estimator)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride, self.padding, self.kernel = _pair(stride), _pair(padding), _pair(kernel)
         self.tree_depth, self.pool = tree_depth, pool
@@ -266,7 +293,7 @@ class ConvLogicLayer(_LogicModule):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, stride={self.stride}, "
             f"padding={self.padding}, groups={self.groups}, tree_depth={self.tree_depth}, pool={self.pool}, "
-            f"{self.parametrization}, {'train' if self.training else 'eval'}"
+            f"{self._mode()}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from torch import nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer, check_conv
+from .network import LogicNetwork
 from .parametrization import check_parametrization
 from .wiring import check_connections
 
@@ -141,7 +142,8 @@ def conv_shapes(block: ConvSpec, input_shape: tuple[int, int, int], name: str = 
 def raw_gates(spec: ModelSpec) -> int:
     """Gates of the unrolled network before any simplification, pooling ORs included; class sums are not gates.
 
-    Positions that pooling floors away are never computed and not counted. MNIST presets: 12,563 * k.
+    Positions that pooling floors away are never computed and not counted. MNIST presets: 12,563 * k,
+    CIFAR-10 presets: 30,016 * k.
     """
     total = 0
     shape = spec.input_shape
@@ -160,7 +162,7 @@ def num_parameters(spec: ModelSpec) -> int:
     return gates * (16 if spec.parametrization == "softmax" else 4)
 
 
-def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -> nn.Sequential:
+def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -> LogicNetwork:
     """The network of a spec; wiring and initial weights follow from the seed alone.
 
     (N, C, H, W) float in [0, 1] -> (N, num_classes) class scores.
@@ -201,7 +203,7 @@ def build_model(spec: ModelSpec, seed: int, implementation: str | None = None) -
         )
         features = layer.out_dim
     modules.append(GroupSum(spec.num_classes, spec.tau))
-    return nn.Sequential(*modules)
+    return LogicNetwork(*modules)
 
 
 def _layer_seed(seed: int, position: int) -> int:
@@ -218,9 +220,22 @@ def _mnist_preset(k: int, tau: float) -> ModelSpec:
     )
 
 
+def _cifar10_preset(k: int, tau: float, num_thresholds: int) -> ModelSpec:
+    return ModelSpec(
+        input_shape=(3 * num_thresholds, 32, 32),
+        conv=(ConvSpec(k), ConvSpec(4 * k), ConvSpec(16 * k), ConvSpec(32 * k)),
+        dense=(DenseSpec(1280 * k), DenseSpec(640 * k), DenseSpec(320 * k)),
+        num_classes=10,
+        tau=tau,
+    )
+
+
 # Petersen et al. 2024, arXiv 2411.04732, as lkorinek/convlogic publishes them.
 PRESETS: Final[dict[str, ModelSpec]] = {
     "mnist_s": _mnist_preset(16, 6.5),
     "mnist_m": _mnist_preset(64, 28.0),
     "mnist_l": _mnist_preset(256, 35.0),
+    "cifar10_s": _cifar10_preset(32, 20.0, num_thresholds=3),
+    "cifar10_m": _cifar10_preset(256, 40.0, num_thresholds=3),
+    "cifar10_b": _cifar10_preset(512, 280.0, num_thresholds=31),
 }

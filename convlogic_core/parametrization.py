@@ -11,14 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from .gates import GATE_A, GATE_TABLE, NUM_GATES, truth_row
+from .ops import gate_coefficients
 
 NUM_LOGITS: Final = {"softmax": NUM_GATES, "iwp": 4}
 RESIDUAL_LOGIT: Final = {"softmax": 5.0, "iwp": 3.0}
-
-# (4, 4): truth-table rows (f00, f01, f10, f11) -> coefficients (c0, c1, c2, c3).
-_ROWS_TO_COEFFICIENTS: Final = torch.tensor(
-    [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 1.0, -1.0], [0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 1.0]]
-)
 
 
 def check_parametrization(parametrization: str) -> str:
@@ -51,11 +47,17 @@ def initial_logits(
     return logits
 
 
-def soft_coefficients(logits: Tensor, parametrization: str) -> Tensor:
-    """Coefficients (..., 4) of the mixture that the logits describe; differentiable."""
-    if parametrization == "softmax":
-        return logits.softmax(-1) @ GATE_TABLE.to(logits)
-    return logits.sigmoid() @ _ROWS_TO_COEFFICIENTS.to(logits)
+def soft_coefficients(logits: Tensor, parametrization: str, implementation: str = "auto") -> Tensor:
+    """Coefficients (..., 4) of the mixture that the logits describe; differentiable. See `ops.gate_coefficients`.
+
+    Raises:
+        ValueError: not as many logits a gate as the parametrization has.
+    """
+    if logits.shape[-1] != NUM_LOGITS[parametrization]:
+        raise ValueError(
+            f"{parametrization} gates have {NUM_LOGITS[parametrization]} logits, got shape {tuple(logits.shape)}"
+        )
+    return gate_coefficients(logits, implementation)
 
 
 def discrete_gates(logits: Tensor, parametrization: str) -> Tensor:
@@ -69,3 +71,17 @@ def discrete_gates(logits: Tensor, parametrization: str) -> Tensor:
 def discrete_coefficients(logits: Tensor, parametrization: str) -> Tensor:
     """Coefficients (..., 4) of the discrete gates."""
     return GATE_TABLE.to(logits)[discrete_gates(logits, parametrization)]
+
+
+def sampling_noise(logits: Tensor, parametrization: str) -> Tensor:
+    """Random noise of the logits' shape: the discrete gate of logits + noise is a sample of their soft mixture.
+
+    softmax: Gumbel noise on every logit, so that P(argmax = g) = softmax(logits)_g. iwp: logistic noise (that of the
+    difference of two Gumbels), so that P(bit) = sigmoid(logit). Both by inversion, from torch's global generator.
+    """
+    # not `exponential_`, eight times slower than `uniform_`; the ends, rare as they are, would be infinite
+    eps = torch.finfo(logits.dtype).eps
+    uniform = torch.empty_like(logits, requires_grad=False).uniform_().clamp_(eps, 1 - eps)
+    if parametrization == "softmax":
+        return uniform.log_().neg_().log_().neg_()
+    return uniform.logit_()

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import struct
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +30,10 @@ from .errors import Failure, UsageError
 SPLIT_SEED = 20_241_112
 DOWNLOAD_TIMEOUT_S = 15.0
 WAY_ON = "or go on with the bundled digits: --space digits_small"
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as its page gives it
+CIFAR10_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None, limit_train: int
 
     Args:
         name: one of `SOURCES`.
-        data_dir: torchvision's root; None means the environment's CONVLOGIC_DATA, else "data".
+        data_dir: the folder of all datasets (torchvision's root); None means the environment's CONVLOGIC_DATA, else
+            "data".
         limit_train: keep only the first so many training images (they are in a fixed random order); the validation
             images stay the same.
 
@@ -136,11 +142,44 @@ def _read_mnist(folder_name: str, root: Path, is_test: bool) -> Images:
     prefix, num_images = ("t10k", 10_000) if is_test else ("train", 60_000)
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     if None in (_find(folder, name) for name in names):
-        _download(folder_name, root)
+        _download(folder_name, folder, root, partial(_fetch_mnist, folder_name), "the four *-ubyte.gz files")
     labels = _read_idx(folder, names[1], (num_images,)).astype(np.int64)
     if labels.max() > 9:
         raise Failure(f"{folder / names[1]} has the label {labels.max()}: classes are 0 to 9; replace it, {WAY_ON}")
     return Images(_read_idx(folder, names[0], (num_images, 28, 28))[:, None], labels)
+
+
+def _read_cifar10(root: Path, is_test: bool) -> Images:
+    """CIFAR-10's binary version: a record is the label, then the 32x32 bytes of red, of green and of blue."""
+    folder = root / CIFAR10_FOLDER
+    names = _cifar10_names(is_test)
+    if not all((folder / name).is_file() for name in names):
+        _download("CIFAR-10", folder, root, _fetch_cifar10, "the six *.bin files of its binary version")
+    records = np.concatenate([_read_records(folder / name) for name in names])
+    return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
+
+
+def _cifar10_names(is_test: bool) -> list[str]:
+    return ["test_batch.bin"] if is_test else [f"data_batch_{number}.bin" for number in range(1, 6)]
+
+
+def _read_records(path: Path) -> NDArray[np.uint8]:
+    """(CIFAR10_BATCH, 1 + 3 * 32 * 32) bytes, labels checked."""
+    remedy = f"delete it to have it downloaded again, {WAY_ON}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{path} cannot be read ({_one_line(error)}): {remedy}") from error
+    shape = (CIFAR10_BATCH, 1 + 3 * 32 * 32)
+    if len(content) != math.prod(shape):
+        raise Failure(
+            f"{path} is damaged or another file ({len(content)} bytes; {shape[0]} records of {shape[1]} bytes make "
+            f"{math.prod(shape)}): {remedy}"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(shape)
+    if records[:, 0].max() > 9:
+        raise Failure(f"{path} has the label {records[:, 0].max()}: classes are 0 to 9; {remedy}")
+    return records
 
 
 SOURCES = {
@@ -149,6 +188,7 @@ SOURCES = {
     "fashion_mnist": Source(
         InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "FashionMNIST")
     ),
+    "cifar10": Source(InputInfo((3, 32, 32), 10), num_validation=8_333, read=_read_cifar10),
 }
 
 
@@ -176,25 +216,53 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.uin
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
 
 
-def _download(folder_name: str, root: Path) -> None:
-    """Have torchvision fetch the dataset beside `root`'s own folder, then move the whole files in."""
-    folder = root / folder_name / "raw"
+def _download(name: str, folder: Path, root: Path, fetch: Callable[[Path], Path], files: str) -> None:
+    """Have the dataset fetched beside its own `folder` in `root`, then move the whole files in.
+
+    Args:
+        name: for people.
+        folder: where its files belong.
+        root: the data folder above.
+        fetch: given an empty folder, leaves the files in it or below it and says where.
+        files: which these are, for people.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as staging:
             with _silent_and_impatient():
-                from torchvision import datasets
-
-                getattr(datasets, folder_name)(staging, download=True)
+                fetched = fetch(Path(staging))
             folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted((Path(staging) / folder_name / "raw").iterdir()):
+            for path in sorted(fetched.iterdir()):
                 if not (folder / path.name).exists():
                     path.replace(folder / path.name)
-    except (OSError, EOFError, RuntimeError, ImportError, http.client.HTTPException) as error:
+    except (OSError, EOFError, RuntimeError, ImportError, tarfile.TarError, http.client.HTTPException) as error:
+        above = folder.relative_to(root).parts[0]
         raise Failure(
-            f"{folder} lacks files of {folder_name}, which cannot be downloaded ({_one_line(error)}): put the four "
-            f"*-ubyte.gz files there (--data-dir or CONVLOGIC_DATA names the folder above {folder_name}), {WAY_ON}"
+            f"{folder} lacks files of {name}, which cannot be downloaded ({_one_line(error)}): put {files} there "
+            f"(--data-dir or CONVLOGIC_DATA names the folder above {above}), {WAY_ON}"
         ) from error
+
+
+def _fetch_mnist(folder_name: str, staging: Path) -> Path:
+    from torchvision import datasets
+
+    getattr(datasets, folder_name)(str(staging), download=True)
+    return staging / folder_name / "raw"
+
+
+def _fetch_cifar10(staging: Path) -> Path:
+    # Not torchvision's CIFAR10: it downloads and opens the version made of pickles.
+    from torchvision.datasets.utils import download_url
+
+    download_url(CIFAR10_URL, str(staging), "archive.tar.gz", CIFAR10_MD5)
+    fetched = staging / CIFAR10_FOLDER
+    fetched.mkdir()
+    with tarfile.open(staging / "archive.tar.gz") as archive:
+        for name in _cifar10_names(False) + _cifar10_names(True):
+            member = archive.extractfile(f"{CIFAR10_FOLDER}/{name}")
+            assert member is not None, "by its checksum the archive is the one that has these files"
+            (fetched / name).write_bytes(member.read())
+    return fetched
 
 
 @contextlib.contextmanager

@@ -17,17 +17,19 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from convlogic_core import ModelSpec, build_model, num_parameters, soft_evaluation
+from convlogic_core import ModelSpec, build_model, num_parameters, set_estimator, soft_evaluation
 from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
 from convlogic_core.model import conv_shapes
-from spaces.candidate import Candidate, DataSpec
+from convlogic_core.packed import is_packable, packed_predict
+from convlogic_core.training_step import NativeNetwork, training_step
+from spaces.candidate import Candidate, DataSpec, TrainSpec
 
 from .data import Dataset, Images
 from .errors import Failure, one_line
 
 EVALUATION_BATCH = 1000
+ESTIMATOR_NOISE = 1  # the seed of an epoch's noise is derived on another path than that of its data order
 
 
 class Diverged(Exception):
@@ -100,6 +102,8 @@ def accuracy(model: nn.Module, planes: Planes) -> float:
 
     The model computes as its mode says: discrete in eval mode, soft within `soft_evaluation`.
     """
+    if planes.x.device.type == "cpu" and is_packable(model):
+        return int((packed_predict(model, planes.x) == planes.y).sum()) / len(planes.y)
     correct = torch.zeros((), dtype=torch.int64, device=planes.y.device)
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
@@ -111,8 +115,12 @@ def accuracy(model: nn.Module, planes: Planes) -> float:
 def soft_and_discrete_accuracy(model: nn.Module, planes: Planes) -> tuple[float, float]:
     """Accuracy of the soft and of the discrete network of the same weights."""
     model.eval()
-    with soft_evaluation(model):
-        soft = accuracy(model, planes)
+    network = NativeNetwork.of(model, planes.x.shape[1:])
+    if network:
+        soft = int((network.scores(planes.x).argmax(-1) == planes.y).sum()) / len(planes.y)
+    else:
+        with soft_evaluation(model):
+            soft = accuracy(model, planes)
     return soft, accuracy(model, planes)
 
 
@@ -136,6 +144,7 @@ class TrainingRun:
             weight_decay=candidate.train.weight_decay,
             fused=True,
         )
+        self.step = training_step(self.model, self.optimizer, data.train.x, data.train.y)
 
     def run_epoch(self) -> EpochRecord:
         """Train one epoch, evaluate on validation.
@@ -150,16 +159,12 @@ class TrainingRun:
         order = torch.randperm(num_images, generator=generator).to(train.y.device)
         steps = math.ceil(num_images / spec.batch_size)
         total_loss = torch.zeros((), device=train.y.device)
-        self.model.train()
+        torch.manual_seed(derived_seed(self.seed, self.epoch, ESTIMATOR_NOISE))
         for step in range(steps):
             batch = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(spec.lr, spec.decay_fraction, (self.epoch + step / steps) / spec.epochs)
-            loss = cross_entropy(self.model(train.x[batch].float()), train.y[batch])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total_loss += loss.detach() * len(batch)
+            progress = (self.epoch + step / steps) / spec.epochs
+            set_estimator(self.model, estimator_at(spec, progress))
+            total_loss += self.step(batch, learning_rate(spec.lr, spec.decay_fraction, progress))
         mean_loss = float(total_loss) / num_images
         duration_s = time.perf_counter() - start
         if not math.isfinite(mean_loss):
@@ -211,6 +216,11 @@ def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:
     """Constant, then on a cosine to zero over the last `decay_fraction` of the budget; progress in [0, 1)."""
     decayed = (progress - (1 - decay_fraction)) / decay_fraction if decay_fraction else 0.0
     return lr if decayed <= 0 else lr * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def estimator_at(spec: TrainSpec, progress: float) -> str:
+    """The spec's estimator, then "ste" over the last `hard_finish` of the budget; progress in [0, 1)."""
+    return "ste" if progress >= 1 - spec.hard_finish else spec.estimator
 
 
 def derived_seed(seed: int, *path: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from convlogic_core import ModelSpec
 from convlogic_core.encoding import ThresholdKind
+from convlogic_core.estimators import check_estimator
 from convlogic_core.model import Strict
 
 
@@ -44,6 +45,9 @@ class TrainSpec(Strict):
         weight_decay: AdamW's, on the logits.
         decay_fraction: the last part of the full budget over which lr falls to zero on a cosine; before it lr is
             constant, so that rungs compare like with like. 0 is no decay.
+        estimator: "soft", "gumbel" or "ste", see `convlogic_core.estimators`.
+        hard_finish: the last part of the full budget, trained with "ste" whatever the estimator: the network settles
+            into the gates that it will keep. 0 is none.
 
     Raises:
         ValueError: a value out of its range.
@@ -54,6 +58,8 @@ class TrainSpec(Strict):
     epochs: int
     weight_decay: float = 0.0
     decay_fraction: float = 0.0
+    estimator: str = "soft"
+    hard_finish: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -64,6 +70,9 @@ class TrainSpec(Strict):
             raise ValueError(f"weight_decay={self.weight_decay} must be a number of at least 0")
         if not 0 <= self.decay_fraction <= 1:
             raise ValueError(f"decay_fraction={self.decay_fraction} must be between 0 and 1")
+        check_estimator(self.estimator)
+        if not 0 <= self.hard_finish <= 1:
+            raise ValueError(f"hard_finish={self.hard_finish} must be between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from typing import Final
 
-from . import conv_pyramid
 from .candidate import DataSpec
-from .mnist import PUBLISHED_MNIST_S
+from .mnist import ESTIMATORS, MNIST_PYRAMID, PUBLISHED_MNIST_S
 from .space import Budget, Known, Range, Space
 
 DIGITS_SMALL: Final = Space(
     name="digits_small",
     description="scikit-learn's bundled digits shown as 28x28: seconds a trial, no download",
     data=DataSpec("digits", num_thresholds=3),
-    parameters=conv_pyramid.parameters(Range(4, 32, log=True), Range(16, 512, log=True), (32, 64, 128)),
-    build=conv_pyramid.build,
+    parameters=MNIST_PYRAMID.parameters(Range(4, 32, log=True), Range(16, 512, log=True), (32, 64, 128), ESTIMATORS),
+    build=MNIST_PYRAMID.build,
     known=(
         Known(
             "published mnist_s, batch 128",

@@ -4,8 +4,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,7 +11,9 @@
 #include <malloc.h>
 #endif
 
+#include "bindings.h"
 #include "kernels.h"
+#include "wiring.h"
 
 namespace py = pybind11;
 
@@ -37,8 +37,6 @@ void* scratch(size_t bytes) {
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
-
 bool supported(Isa isa) {
 #ifdef CONVLOGIC_X86
     if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -58,7 +56,11 @@ Isa best_isa() {
     return Isa::baseline;
 }
 
+}  // namespace
+
 Isa current_isa = best_isa();
+
+namespace {
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
@@ -74,36 +76,6 @@ void set_isa(const std::string& wanted) {
             return;
         }
     throw std::invalid_argument("instruction set \"" + wanted + "\" is not one this processor supports");
-}
-
-// Calls one kernel of the current instruction set.
-#ifdef CONVLOGIC_X86
-#define CONVLOGIC_DISPATCH(kernel, ...)                       \
-    (current_isa == Isa::avx512 ? avx512::kernel(__VA_ARGS__) \
-     : current_isa == Isa::avx2 ? avx2::kernel(__VA_ARGS__)   \
-                                : baseline::kernel(__VA_ARGS__))
-#else
-#define CONVLOGIC_DISPATCH(kernel, ...) baseline::kernel(__VA_ARGS__)
-#endif
-
-void require_memory(bool complete) {
-    if (!complete) throw std::bad_alloc();
-}
-
-using Address = std::uintptr_t;
-using Pair = std::pair<int64_t, int64_t>;
-
-template <class Scalar>
-Scalar* pointer(Address address) {
-    return reinterpret_cast<Scalar*>(address);
-}
-
-int depth_of(int64_t gates) {
-    int depth = 0;
-    while (gates >> depth) ++depth;
-    if (depth < 1 || depth > 4 || gates != (int64_t(1) << depth) - 1)
-        throw std::invalid_argument("trees have 1, 3, 7 or 15 gates, not " + std::to_string(gates));
-    return depth;
 }
 
 // The wiring of a forest, checked so that no kernel reads or leaves out a row.
@@ -201,23 +173,15 @@ struct TreeSizes {
         return ((image.*axis + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
     }
 
-    void check_leaf(int64_t index, uint32_t code) const {
-        const int64_t channel = code >> 16, row = code >> 8 & 255, column = code & 255;
-        if (channel >= channels || row >= kernel.first || column >= kernel.second)
-            throw std::out_of_range(
-                "leaf " + std::to_string(index % (gates + 1)) + " of kernel " + std::to_string(index / (gates + 1)) +
-                " selects channel " + std::to_string(channel) + ", row " + std::to_string(row) + ", column " +
-                std::to_string(column) + ", outside " + std::to_string(channels) + " channels and a " +
-                std::to_string(kernel.first) + "x" + std::to_string(kernel.second) + " kernel");
+    std::vector<int32_t> leaf_pixels(Address selection) const {
+        return convlogic::leaf_pixels(pointer<int32_t>(selection), kernels, gates, channels, image, kernel, padding);
     }
 
     template <class Scalar>
-    TreeConv<Scalar> conv(Address x, Address selection, Address coefficients, int threads) const {
-        const int32_t* codes = pointer<int32_t>(selection);
-        for (int64_t leaf = 0; leaf < kernels * (gates + 1); ++leaf) check_leaf(leaf, uint32_t(codes[leaf]));
+    TreeConv<Scalar> conv(Address x, const std::vector<int32_t>& leaves, Address coefficients, int threads) const {
         return {pointer<Scalar>(x),
                 pointer<Scalar>(coefficients),
-                codes,
+                leaves.data(),
                 batch,
                 channels,
                 image.first,
@@ -239,9 +203,10 @@ void logic_tree_forward(Address x, Address selection, Address coefficients, Addr
                         int64_t channels, Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride,
                         Pair padding, int64_t pool, int itemsize, int threads) {
     const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const std::vector<int32_t> leaves = sizes.leaf_pixels(selection);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        const auto conv = sizes.conv<Scalar>(x, leaves, coefficients, threads);
         require_memory(CONVLOGIC_DISPATCH(tree_conv_forward, conv, pointer<Scalar>(y), pointer<uint8_t>(winner)));
     };
     itemsize == 4 ? run(float()) : run(double());
@@ -252,14 +217,35 @@ void logic_tree_backward(Address grad_y, Address x, Address selection, Address c
                          Pair image, int64_t kernels, int64_t gates, Pair kernel, Pair stride, Pair padding,
                          int64_t pool, int itemsize, int threads) {
     const TreeSizes sizes{batch, channels, kernels, gates, pool, image, kernel, stride, padding};
+    const std::vector<int32_t> leaves = sizes.leaf_pixels(selection);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        const auto conv = sizes.conv<Scalar>(x, selection, coefficients, threads);
+        const auto conv = sizes.conv<Scalar>(x, leaves, coefficients, threads);
         const TreeConvGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<uint8_t>(winner),
                                                   pointer<Scalar>(grad_x), pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(tree_conv_backward, conv, gradients));
         CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels * gates, nullptr,
                            threads, pointer<Scalar>(grad_coefficients));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+void gate_coefficients_forward(Address logits, Address coefficients, int64_t gates, int num_logits, int itemsize,
+                               int threads) {
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        CONVLOGIC_DISPATCH(gate_coefficients_forward, pointer<Scalar>(logits), gates, num_logits, threads,
+                           pointer<Scalar>(coefficients));
+    };
+    itemsize == 4 ? run(float()) : run(double());
+}
+
+void gate_coefficients_backward(Address logits, Address grad_coefficients, Address grad_logits, int64_t gates,
+                                int num_logits, int itemsize, int threads) {
+    const auto run = [&](auto scalar) {
+        using Scalar = decltype(scalar);
+        CONVLOGIC_DISPATCH(gate_coefficients_backward, pointer<Scalar>(logits), pointer<Scalar>(grad_coefficients),
+                           gates, num_logits, threads, pointer<Scalar>(grad_logits));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
@@ -304,4 +290,11 @@ PYBIND11_MODULE(_native, module) {
                arg("selection"), arg("coefficients"), arg("winner"), arg("grad_x"), arg("grad_coefficients"),
                arg("partials"), arg("batch"), arg("channels"), arg("image"), arg("kernels"), arg("gates"),
                arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"), arg("threads"));
+    module.def("gate_coefficients_forward", &gate_coefficients_forward, release_gil(), py::kw_only(), arg("logits"),
+               arg("coefficients"), arg("gates"), arg("num_logits"), arg("itemsize"), arg("threads"));
+    module.def("gate_coefficients_backward", &gate_coefficients_backward, release_gil(), py::kw_only(), arg("logits"),
+               arg("grad_coefficients"), arg("grad_logits"), arg("gates"), arg("num_logits"), arg("itemsize"),
+               arg("threads"));
+    bind_network(module);
+    bind_packed(module);
 }

@@ -49,7 +49,8 @@ struct ForestGradients {
 template <class Scalar>
 struct TreeConv {
     const Scalar *x, *coefficients;
-    const int32_t* selection;
+    const int32_t*
+        leaves;  // [kernels][leaves]: a leaf's pixel in the padded planes, seen from the corner of its window
     int64_t batch, channels, height, width, kernels;
     int64_t stride_y, stride_x, padding_y, padding_x, out_height, out_width;
     int depth, pool, threads;
@@ -79,6 +80,12 @@ void* scratch(size_t bytes);
     template <class Scalar>                                                                                    \
     void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads, \
                       Scalar* total);                                                                          \
+    template <class Scalar>                                                                                    \
+    void gate_coefficients_forward(const Scalar* logits, int64_t gates, int num_logits, int threads,           \
+                                   Scalar* coefficients);                                                      \
+    template <class Scalar>                                                                                    \
+    void gate_coefficients_backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gates,      \
+                                    int num_logits, int threads, Scalar* grad_logits);                         \
     }
 
 CONVLOGIC_DECLARE_KERNELS(baseline)

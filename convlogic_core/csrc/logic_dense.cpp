@@ -54,16 +54,14 @@ CONVLOGIC_INLINE void backward_chunk(const Scalar* c, const Scalar* const* row, 
     Backward backward;
     const int vectors = int((end - first + width - 1) / width);
     const auto lanes_of = [=](int i) { return ragged ? end - first - i * width : width; };
-    const auto read = [&](const Scalar* from, Vector<Scalar>* to) {
-        for (int i = 0; i < vectors; ++i) to[i] = load(from + first + i * width, lanes_of(i));
-    };
-    for (int l = 0; l < Backward::num_leaves; ++l) read(row[l], backward.node[l]);
-    read(grad_y, backward.grad[2 * Backward::num_gates]);
+    for (int i = 0; i < vectors; ++i)
+        backward.gradient[Backward::num_gates - 1][i] = load(grad_y + first + i * width, lanes_of(i));
+    const auto leaf = [&](int l, int i) { return load(row[l] + first + i * width, lanes_of(i)); };
     const auto leaf_gradient = [&](int l, int i, Vector<Scalar> v) {
         Scalar* to = grad_row[l] + first + i * width;
         store(to, is_first[l] ? v : v + load(to, lanes_of(i)), lanes_of(i));
     };
-    backward.template run<needs_grad_x>(c, vectors, leaf_gradient, partials, accumulate);
+    backward.template run<needs_grad_x>(c, vectors, leaf, leaf_gradient, partials, accumulate);
 }
 
 // grad_y and partials begin with the first sample of rows; `written` holds a byte a feature.
@@ -193,22 +191,12 @@ bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradi
 
 template <class Scalar>
 bool forest_forward(const Forest<Scalar>& forest, Scalar* y) {
-    switch (forest.depth) {
-        case 1: return forward<Scalar, 1>(forest, y);
-        case 2: return forward<Scalar, 2>(forest, y);
-        case 3: return forward<Scalar, 3>(forest, y);
-        default: return forward<Scalar, 4>(forest, y);
-    }
+    return with_depth(forest.depth, [&](auto depth) { return forward<Scalar, depth.number>(forest, y); });
 }
 
 template <class Scalar>
 bool forest_backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    switch (forest.depth) {
-        case 1: return backward<Scalar, 1>(forest, gradients);
-        case 2: return backward<Scalar, 2>(forest, gradients);
-        case 3: return backward<Scalar, 3>(forest, gradients);
-        default: return backward<Scalar, 4>(forest, gradients);
-    }
+    return with_depth(forest.depth, [&](auto depth) { return backward<Scalar, depth.number>(forest, gradients); });
 }
 
 template <class Scalar>

@@ -6,6 +6,22 @@
 
 namespace convlogic::CONVLOGIC_ISA {
 
+// A number as a type, for what is chosen once a call and must be known to the compiler.
+template <int value>
+struct Constant {
+    static constexpr int number = value;
+};
+
+template <class Function>
+CONVLOGIC_INLINE auto with_depth(int depth, const Function& f) {
+    switch (depth) {
+        case 1: return f(Constant<1>());
+        case 2: return f(Constant<2>());
+        case 3: return f(Constant<3>());
+        default: return f(Constant<4>());
+    }
+}
+
 // Node `index` of `level` (level 0: the leaves) for several vectors in flight, depth first to keep few values alive.
 // leaf(l, p) loads leaf l of vector p.
 template <class Scalar, int num_leaves, int level, int index, int in_flight, class Leaf>
@@ -61,42 +77,66 @@ CONVLOGIC_INLINE void reduce(const Vector<Scalar> (&sums)[4], Scalar* to, bool a
 }
 
 // Backward through one tree for a few vectors at a time: gate after gate, so that a gate's coefficients and the sums of
-// their gradients stay in registers. Node L + g is gate g and reads nodes 2g and 2g + 1.
+// their gradients stay in registers. Values between the gates lie in arrays that fit the innermost cache.
 template <class Scalar, int depth>
 struct TreeBackward {
-    static constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, width = vector_width<Scalar>;
+    static constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, first_upper = num_leaves / 2;
     static constexpr int max_bytes = depth < 4 ? 512 : 256, max_vectors = max_bytes / CONVLOGIC_VECTOR_BYTES;
 
-    alignas(64) Vector<Scalar> node[num_leaves + num_gates][max_vectors];  // the caller writes the leaves
-    alignas(64) Vector<Scalar> grad[num_leaves + num_gates][max_vectors];  // and the gradient of the root
+    alignas(64) Vector<Scalar> value[num_gates][max_vectors];     // what the gates computed
+    alignas(64) Vector<Scalar> gradient[num_gates][max_vectors];  // the caller writes the root's, the last gate
 
-    // Calls leaf_gradient(leaf, vector, gradient) where needed, leaves in order; partials(gate) says where four sums
-    // go.
-    template <bool needs_leaf_gradients, class LeafGradient, class Partials>
-    CONVLOGIC_INLINE void run(const Scalar* c, int vectors, const LeafGradient& leaf_gradient, const Partials& partials,
-                              bool accumulate) {
-        for (int g = 0; g < num_gates - 1; ++g)
+    // leaf(l, i) is leaf l of vector i; leaf_gradient(l, i, gradient) is called where needed, leaves in order;
+    // partials(gate) says where the four sums of a gate go.
+    template <bool needs_leaf_gradients, class Leaf, class LeafGradient, class Partials>
+    CONVLOGIC_INLINE void run(const Scalar* c, int vectors, const Leaf& leaf, const LeafGradient& leaf_gradient,
+                              const Partials& partials, bool accumulate) {
+#pragma GCC unroll 1
+        for (int g = 0; g < first_upper && depth > 1; ++g)
+#pragma GCC unroll 1
+            for (int i = 0; i < vectors; ++i) value[g][i] = gate(c + 4 * g, leaf(2 * g, i), leaf(2 * g + 1, i));
+#pragma GCC unroll 1
+        for (int g = first_upper; g < num_gates - 1; ++g)
+#pragma GCC unroll 1
             for (int i = 0; i < vectors; ++i)
-                node[num_leaves + g][i] = gate(c + 4 * g, node[2 * g][i], node[2 * g + 1][i]);
-        for (int g = num_gates - 1; g >= num_leaves / 2; --g)
+                value[g][i] = gate(c + 4 * g, value[2 * g - num_leaves][i], value[2 * g + 1 - num_leaves][i]);
+#pragma GCC unroll 1
+        for (int g = num_gates - 1; g >= first_upper; --g) {
+            const int a = 2 * g - num_leaves, b = a + 1;
             backward_gate<true>(
-                g, c + 4 * g, vectors, [&](int child, int i, Vector<Scalar> v) { grad[child][i] = v; }, partials(g),
-                accumulate);
-        for (int g = 0; g < num_leaves / 2; ++g)
-            backward_gate<needs_leaf_gradients>(g, c + 4 * g, vectors, leaf_gradient, partials(g), accumulate);
+                g, c + 4 * g, vectors, value[a], value[b], partials(g), accumulate,
+                [&](int i, Vector<Scalar> v) { gradient[a][i] = v; },
+                [&](int i, Vector<Scalar> v) { gradient[b][i] = v; });
+        }
+#pragma GCC unroll 1
+        for (int g = 0; g < first_upper; ++g) {
+            const int a = 2 * g, b = a + 1;
+            backward_gate<needs_leaf_gradients>(
+                g, c + 4 * g, vectors, LeafOf<Leaf>{leaf, a}, LeafOf<Leaf>{leaf, b}, partials(g), accumulate,
+                [&](int i, Vector<Scalar> v) { leaf_gradient(a, i, v); },
+                [&](int i, Vector<Scalar> v) { leaf_gradient(b, i, v); });
+        }
     }
 
 private:
-    template <bool needs_child_gradients, class ChildGradient>
-    CONVLOGIC_INLINE void backward_gate(int g, const Scalar* c, int vectors, const ChildGradient& child_gradient,
-                                        Scalar* partials, bool accumulate) {
+    template <class Leaf>
+    struct LeafOf {
+        const Leaf& leaf;
+        int index;
+        CONVLOGIC_INLINE Vector<Scalar> operator[](int i) const { return leaf(index, i); }
+    };
+
+    template <bool needs_input_gradients, class A, class B, class GradientA, class GradientB>
+    CONVLOGIC_INLINE void backward_gate(int g, const Scalar* c, int vectors, const A& a, const B& b, Scalar* partials,
+                                        bool accumulate, const GradientA& gradient_a, const GradientB& gradient_b) {
         Vector<Scalar> sums[4] = {};
+#pragma GCC unroll 1
         for (int i = 0; i < vectors; ++i) {
-            const Vector<Scalar> a = node[2 * g][i], b = node[2 * g + 1][i], upstream = grad[num_leaves + g][i];
-            add_coefficient_gradients(sums, upstream, a, b);
-            if constexpr (needs_child_gradients) {
-                child_gradient(2 * g, i, upstream * gate_slope_a(c, b));
-                child_gradient(2 * g + 1, i, upstream * gate_slope_b(c, a));
+            const Vector<Scalar> va = a[i], vb = b[i], upstream = gradient[g][i];
+            add_coefficient_gradients(sums, upstream, va, vb);
+            if constexpr (needs_input_gradients) {
+                gradient_a(i, upstream * gate_slope_a(c, vb));
+                gradient_b(i, upstream * gate_slope_b(c, va));
             }
         }
         reduce<Scalar>(sums, partials, accumulate);

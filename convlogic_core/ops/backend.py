@@ -1,7 +1,6 @@
 """Which implementation runs an op: a native extension where it was built, the reference elsewhere."""
 
 import warnings
-from collections.abc import Collection
 from importlib import import_module
 from types import ModuleType
 from typing import Final
@@ -9,7 +8,7 @@ from typing import Final
 import torch
 
 IMPLEMENTATIONS: Final = ("auto", "cuda", "cpu", "python")
-NATIVE_DTYPES: Final = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
+CUDA_DTYPES: Final = (torch.float32, torch.bfloat16)  # of activations; coefficients are float32
 
 
 def _extension(name: str) -> tuple[ModuleType | None, str]:
@@ -92,8 +91,13 @@ def check_implementation(implementation: str | None) -> str:
     return name
 
 
-def use_native(implementation: str, x: torch.Tensor, kernels: Collection[str] = ("cpu",)) -> bool:
-    """Whether an op on x goes to a native extension. `kernels` says for which devices the op has kernels.
+def use_native(
+    implementation: str,
+    x: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+    cuda_dtypes: tuple[torch.dtype, ...] = (),
+) -> bool:
+    """Whether an op on x goes to a native extension, whose kernels take the given dtypes; no dtypes, no kernel.
 
     Raises:
         ValueError: unknown implementation, or it and the device or dtype of x contradict each other.
@@ -103,19 +107,17 @@ def use_native(implementation: str, x: torch.Tensor, kernels: Collection[str] = 
     device = x.device.type
     if implementation in ("cpu", "cuda") and device != implementation:
         raise ValueError(f'implementation "{implementation}" was given a tensor on {x.device}; move it, or use "auto"')
-    if implementation == "python":
+    taken = {"cpu": dtypes, "cuda": cuda_dtypes}.get(device, ())
+    if implementation == "python" or not taken:
         return False
-    problem = ""
-    if device not in kernels:
-        problem = f"this op has no {device} kernel"
-    elif x.dtype not in NATIVE_DTYPES[device]:
-        problem = f"it takes {' or '.join(str(dtype).split('.')[1] for dtype in NATIVE_DTYPES[device])}, got {x.dtype}"
-    elif device == "cuda" and _cuda is None:
+    if x.dtype not in taken:
+        if implementation == device:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
+            raise ValueError(f'implementation "{implementation}" takes {names}, got {x.dtype}; use "auto"')
+        return False
+    if device == "cuda" and _cuda is None:
         _warn_once_without_cuda()
-        problem = cuda_problem()
-    if problem and implementation == device:
-        raise ValueError(f'implementation "{implementation}": {problem}; use "auto"')
-    return not problem and (device == "cuda" or native_built())
+    return (_native if device == "cpu" else _cuda) is not None
 
 
 def _warn_once_without_cuda() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import cuda
-from .backend import batch_innermost_empty, check_tensors, use_native
+from .backend import CUDA_DTYPES, batch_innermost_empty, check_tensors, use_native
 from .logic_forest import native_forest_backward, native_forest_forward
 
 
@@ -53,7 +53,7 @@ def logic_dense(
                 f"logic_dense needs indices of shape ({num_gates},), one a row of coefficients, int64, on {x.device}; "
                 f"got {tuple(indices.shape)}, {indices.dtype}, on {indices.device}"
             )
-    if not use_native(implementation, x, ("cpu", "cuda")):
+    if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
         return reference_logic_dense(x, indices_0, indices_1, coefficients)
     if x.is_cuda:
         coefficients = coefficients.float()

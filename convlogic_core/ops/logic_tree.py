@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import max_pool2d, pad
 
 from . import cuda
-from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .backend import CUDA_DTYPES, batch_innermost, batch_innermost_empty, check_tensors, native, use_native
 
 
 def reference_logic_tree(
@@ -93,7 +93,7 @@ def logic_tree(
             f"an image of {x.shape[2]}x{x.shape[3]} with padding {padding} is too small for kernel {kernel}, "
             f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
         )
-    if not use_native(implementation, x, ("cpu", "cuda")):
+    if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
         return reference_logic_tree(x, selection, coefficients, kernel, stride, padding, pool)
     if x.is_cuda:
         coefficients = coefficients.float()

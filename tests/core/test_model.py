@@ -78,6 +78,16 @@ def test_presets_have_the_published_gates(name: str, k: int) -> None:
     assert raw_gates(PRESETS[name]) == 12_563 * k
 
 
+@pytest.mark.parametrize(("name", "k", "tau", "planes"), [("s", 32, 20, 9), ("m", 256, 40, 9), ("b", 512, 280, 93)])
+def test_cifar10_presets_are_the_published_ones(name: str, k: int, tau: float, planes: int) -> None:
+    spec = PRESETS[f"cifar10_{name}"]
+    assert raw_gates(spec) == 30_016 * k
+    assert (spec.input_shape, spec.tau, spec.num_classes) == ((planes, 32, 32), tau, 10)
+    assert [block.out_channels for block in spec.conv] == [k, 4 * k, 16 * k, 32 * k]
+    assert spec.flat_features == 4 * 32 * k
+    assert [layer.out_dim for layer in spec.dense] == [1280 * k, 640 * k, 320 * k]
+
+
 def test_the_large_preset_in_figures() -> None:
     assert raw_gates(PRESETS["mnist_l"]) == 3_216_128
     assert num_parameters(PRESETS["mnist_s"]) == 16 * 16 * (7 * 13 + 1280 + 640 + 320)
@@ -111,6 +121,11 @@ def test_json_round_trip(spec: ModelSpec) -> None:
 def test_specs_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         SMALL.tau = 1.0  # type: ignore[misc]
+
+
+def test_a_small_cifar10_network_runs(fastest: str) -> None:
+    spec = replace(PRESETS["cifar10_s"], conv=tuple(ConvSpec(k) for k in (2, 8, 32, 64)), dense=(DenseSpec(160),))
+    assert build_model(spec, 0, fastest)(torch.rand(3, 9, 32, 32)).shape == (3, 10)
 
 
 def states(model: nn.Module) -> list[Tensor]:

@@ -1,5 +1,10 @@
+import contextlib
+import functools
+import http.server
 import shutil
 import sys
+import threading
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,3 +106,45 @@ def command(
         return Outcome(ended.value.code, streams.out, streams.err)
 
     return call
+
+
+class Unreachable:
+    """torchvision's dataset class on a machine without a network."""
+
+    def __init__(self, root: str, download: bool) -> None:
+        raise RuntimeError("Error downloading:\nTried a mirror, got:\n<urlopen error no route to host>\n")
+
+
+@pytest.fixture
+def torchvision_datasets(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Stands in for torchvision.datasets, which takes seconds to import."""
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.MNIST = datasets.FashionMNIST = Unreachable  # type: ignore[attr-defined]
+    torchvision = types.ModuleType("torchvision")
+    torchvision.datasets = datasets  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    return datasets
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """Serves a folder over HTTP on this machine; gives its address."""
+    monkeypatch.setenv("no_proxy", "*")
+    with contextlib.ExitStack() as stack:
+
+        def start(folder: Path) -> str:
+            handler = functools.partial(QuietHandler, directory=str(folder))
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/"
+
+        yield start

@@ -1,17 +1,13 @@
-import contextlib
-import functools
 import gzip
 import hashlib
-import http.server
 import os
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import types
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,8 +16,9 @@ import numpy as np
 import pytest
 
 from search import data
-from search.data import Images, load_dataset, load_test
+from search.data import load_dataset, load_test
 from search.errors import Failure, UsageError
+from tests.search.dataset_files import assert_one_line_failure, numbers, place
 
 REAL_ROOT = Path(__file__).parents[2].parent / "shared" / "data"
 needs_mnist = pytest.mark.skipif(
@@ -42,71 +39,6 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(images)
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
     return {path.name: path for path in folder.iterdir()}
-
-
-def place(folder: Path, files: Mapping[str, Path | bytes]) -> None:
-    folder.mkdir(parents=True)
-    for name, file in files.items():
-        if isinstance(file, Path):
-            (folder / name).symlink_to(file)
-        else:
-            (folder / name).write_bytes(file)
-
-
-def numbers(images: Images) -> list[int]:
-    """Which of the fake images these are."""
-    return np.ascontiguousarray(images.images[:, 0, 0, :4]).view(">u4").ravel().tolist()
-
-
-class Unreachable:
-    """torchvision's dataset class on a machine without a network."""
-
-    def __init__(self, root: str, download: bool) -> None:
-        raise RuntimeError("Error downloading:\nTried a mirror, got:\n<urlopen error no route to host>\n")
-
-
-@pytest.fixture
-def torchvision_datasets(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Stands in for torchvision.datasets, which takes seconds to import."""
-    datasets = types.ModuleType("torchvision.datasets")
-    datasets.MNIST = datasets.FashionMNIST = Unreachable  # type: ignore[attr-defined]
-    torchvision = types.ModuleType("torchvision")
-    torchvision.datasets = datasets  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-    return datasets
-
-
-def assert_one_line_failure(name: str, root: Path, *parts: str) -> None:
-    with pytest.raises(Failure) as caught:
-        load_dataset(name, root)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in (*parts, "--space digits_small"):
-        assert part in message
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
-    """Serves a folder over HTTP on this machine; gives its address."""
-    monkeypatch.setenv("no_proxy", "*")
-    with contextlib.ExitStack() as stack:
-
-        def start(folder: Path) -> str:
-            handler = functools.partial(QuietHandler, directory=str(folder))
-            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/"
-
-        yield start
 
 
 # digits
@@ -166,7 +98,7 @@ def test_limit_out_of_range(limit: int) -> None:
 
 @pytest.mark.parametrize("load", [load_dataset, load_test])
 def test_unknown_name_lists_the_known_ones(load: Any) -> None:
-    with pytest.raises(UsageError, match=r"'nmist': choose one of digits, mnist, fashion_mnist$"):
+    with pytest.raises(UsageError, match=r"'nmist': choose one of digits, mnist, fashion_mnist, cifar10$"):
         load("nmist")
 
 

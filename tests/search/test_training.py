@@ -20,11 +20,12 @@ from search.training import (
     check_memory,
     derived_seed,
     encode_dataset,
+    estimator_at,
     learning_rate,
     soft_and_discrete_accuracy,
     training_bytes,
 )
-from spaces.candidate import Candidate
+from spaces.candidate import Candidate, TrainSpec
 from tests.search.tiny import TINY, tiny_candidate
 
 CPU = torch.device("cpu")
@@ -32,6 +33,11 @@ CANDIDATES = {
     "softmax": tiny_candidate(),
     "iwp": tiny_candidate(parametrization="iwp", lr_iwp=0.1),
     "weight decay": replace(tiny_candidate(), train=replace(tiny_candidate().train, weight_decay=0.01)),
+    "gumbel": replace(tiny_candidate(), train=replace(tiny_candidate().train, estimator="gumbel")),
+    "iwp, gumbel, hard finish": replace(
+        tiny_candidate(parametrization="iwp", lr_iwp=0.1),
+        train=replace(tiny_candidate().train, estimator="gumbel", hard_finish=0.4),
+    ),
 }
 
 
@@ -71,6 +77,49 @@ def test_the_rate_follows_the_full_budget_not_the_rung(data: EncodedDataset, mon
     assert run.optimizer.param_groups[0]["lr"] == rates[11]
 
 
+# Estimators
+
+
+def test_a_hard_finish_is_the_last_part_of_the_full_budget() -> None:
+    spec = TrainSpec(lr=0.1, batch_size=16, epochs=5, estimator="gumbel")
+    assert {estimator_at(spec, progress) for progress in (0.0, 0.5, 0.999)} == {"gumbel"}
+    spec = replace(spec, hard_finish=0.2)
+    assert [estimator_at(spec, progress) for progress in (0.0, 0.79, 0.8, 0.999)] == ["gumbel", "gumbel", "ste", "ste"]
+    assert estimator_at(replace(spec, hard_finish=1.0), 0.0) == "ste"
+
+
+def test_a_hard_finish_trains_the_discrete_network(data: EncodedDataset) -> None:
+    """Two of four epochs: what goes into the class sums is soft at first, then bits; the weights go on learning."""
+    candidate = tiny_candidate(parametrization="iwp", lr_iwp=0.1)
+    run = TrainingRun(replace(candidate, train=replace(candidate.train, hard_finish=0.5)), data, 7)
+    outputs: list[torch.Tensor] = []
+    run.model[-1].register_forward_pre_hook(lambda module, args: outputs.append(args[0]) if module.training else None)
+    weights = []
+    for epoch in range(4):
+        outputs.clear()
+        run.run_epoch()
+        assert len(outputs) == 3
+        y = torch.cat(outputs)
+        assert torch.equal(y, y.round()) == (epoch >= 2)
+        weights.append(run.model[0].weights.detach().clone())
+    assert 0 < y.mean() < 1
+    assert not torch.equal(weights[2], weights[1])
+    assert not torch.equal(weights[3], weights[2])
+
+
+def test_noise_follows_from_seed_and_epoch_whatever_else_draws(data: EncodedDataset) -> None:
+    candidate = CANDIDATES["gumbel"]
+    expected = trained(candidate, data, 2).checkpoint()
+    run = TrainingRun(candidate, data, 7)
+    for _ in range(2):
+        torch.rand(3)
+        trained(CANDIDATES["gumbel"], data, 1, seed=8)  # another trial of the same process
+        run.run_epoch()
+    assert run.checkpoint() == expected
+    soft = replace(candidate, train=replace(candidate.train, estimator="soft"))
+    assert not torch.equal(trained(soft, data, 2).model[0].weights, run.model[0].weights)
+
+
 # The same seed, the same bytes
 
 
@@ -81,23 +130,30 @@ def test_the_same_seed_gives_the_same_bytes(name: str, data: EncodedDataset) -> 
     assert trained(CANDIDATES[name], data, 2, seed=8).checkpoint() != first
 
 
+@pytest.mark.parametrize("stopped_at", [1, 2])
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_restored_is_as_if_never_stopped(name: str, data: EncodedDataset) -> None:
+def test_restored_is_as_if_never_stopped(name: str, stopped_at: int, data: EncodedDataset) -> None:
     whole = trained(CANDIDATES[name], data, 3)
     resumed = TrainingRun(CANDIDATES[name], data, 7)
-    resumed.restore(trained(CANDIDATES[name], data, 2).checkpoint())
-    assert resumed.epoch == 2
-    record = resumed.run_epoch()
+    resumed.restore(trained(CANDIDATES[name], data, stopped_at).checkpoint())
+    assert resumed.epoch == stopped_at
+    while resumed.epoch < 3:
+        record = resumed.run_epoch()
     assert resumed.checkpoint() == whole.checkpoint()
     assert record.epoch == 3
     assert record.acc_discrete == accuracy(whole.model.eval(), data.validation)
 
 
-def test_threads_do_not_change_a_bit(dataset: Dataset) -> None:
+@pytest.mark.parametrize("estimator", ["soft", "gumbel"])
+def test_threads_do_not_change_a_bit(dataset: Dataset, estimator: str) -> None:
     """Wide enough that the work is shared: 1,600 gates on batches of 16 and of 13."""
     data = encode_dataset(dataset, replace(TINY.data, num_thresholds=3), CPU)
     candidate = tiny_candidate(k=32, outputs_per_class=160)
-    candidate = replace(candidate, model=replace(candidate.model, input_shape=(3, 28, 28)))
+    candidate = replace(
+        candidate,
+        model=replace(candidate.model, input_shape=(3, 28, 28)),
+        train=replace(candidate.train, estimator=estimator),
+    )
     checkpoints = []
     try:
         for num_threads in (1, 2, 3):
@@ -169,9 +225,12 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(data: EncodedDataset, damag
 # Measuring
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("batch", [7, 30, 1000])
-def test_accuracy_is_over_every_image(data: EncodedDataset, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """30 images in batches of 7: the last has 2."""
+def test_accuracy_is_over_every_image(
+    data: EncodedDataset, monkeypatch: pytest.MonkeyPatch, batch: int, packed: bool
+) -> None:
+    """30 images in batches of 7: the last has 2. On packed bits or layer by layer, the same."""
     model = trained(tiny_candidate(), data, 2).model.eval()
     with torch.no_grad():
         right = [
@@ -179,6 +238,9 @@ def test_accuracy_is_over_every_image(data: EncodedDataset, monkeypatch: pytest.
             for x, y in zip(data.validation.x, data.validation.y, strict=True)
         ]
     monkeypatch.setattr(training, "EVALUATION_BATCH", batch)
+    assert training.is_packable(model)
+    if not packed:
+        monkeypatch.setattr(training, "is_packable", lambda model: False)
     assert accuracy(model, data.validation) == sum(right) / 30
 
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from convlogic_core import PRESETS, raw_gates
-from spaces import SPACES, Budget, Candidate, Space, TrainSpec
+from convlogic_core import PRESETS, ConvSpec, raw_gates
+from spaces import SPACES, Budget, Candidate, DataSpec, Space, TrainSpec
 from spaces.space import Choice, InputInfo, Parameter, Range, Value
 
-INPUT_INFO = {"digits": InputInfo((1, 28, 28), 10), "mnist": InputInfo((1, 28, 28), 10)}
+INPUT_INFO = {
+    "digits": InputInfo((1, 28, 28), 10),
+    "mnist": InputInfo((1, 28, 28), 10),
+    "cifar10": InputInfo((3, 32, 32), 10),
+}
 EPOCHS = 9
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
 
@@ -102,6 +106,41 @@ def test_baseline_of_mnist_small_is_the_published_network() -> None:
     assert candidate.train == TrainSpec(lr=0.01, batch_size=512, epochs=50, weight_decay=0.0, decay_fraction=0.0)
 
 
+def test_baseline_of_cifar10_small_is_the_published_network() -> None:
+    space = SPACES["cifar10_small"]
+    assert space.data == DataSpec("cifar10", num_thresholds=3)
+    candidate = build(space, space.known[0].params, epochs=50)
+    assert candidate.model == PRESETS["cifar10_s"]
+    assert candidate.train == TrainSpec(lr=0.02, batch_size=128, epochs=50, weight_decay=0.002)
+
+
+def test_a_shallower_cifar10_network_is_the_same_without_its_last_block() -> None:
+    space = SPACES["cifar10_small"]
+    params = {name: value for name, value in space.known[0].params.items() if name != "kernel_4"}
+    params |= {"num_blocks": 3, "kernel_1": 5}
+    check_params(space, params)
+    model = build(space, params).model
+    assert model.conv == (ConvSpec(32, kernel=5, padding=2), ConvSpec(128), ConvSpec(512))
+    assert model.flat_features == 512 * 4 * 4
+    assert model.dense == PRESETS["cifar10_s"].dense
+
+
+def test_configurations_with_iwp_gates_are_the_ones_that_were_measured() -> None:
+    softer, harder = (build(SPACES["mnist_small"], known.params) for known in SPACES["mnist_small"].known[1:])
+    assert softer.model == replace(PRESETS["mnist_s"], tau=7.919596, parametrization="iwp")
+    assert softer.train == TrainSpec(lr=0.1, batch_size=128, epochs=EPOCHS, decay_fraction=0.4)
+    assert harder == replace(softer, train=replace(softer.train, hard_finish=0.2))
+    digits = build(SPACES["digits_small"], SPACES["digits_small"].known[1].params)
+    assert digits.model == replace(
+        PRESETS["mnist_s"],
+        input_shape=(3, 28, 28),
+        dense=PRESETS["mnist_s"].dense[1:],
+        tau=11.313708,
+        parametrization="iwp",
+    )
+    assert digits.train == TrainSpec(lr=0.1, batch_size=32, epochs=EPOCHS, decay_fraction=0.4)
+
+
 def test_baseline_of_digits_small_has_the_published_architecture() -> None:
     space = SPACES["digits_small"]
     model = build(space, space.known[0].params).model
@@ -162,7 +201,7 @@ def test_conditions_change_the_candidate(space: Space) -> None:
 @every_space
 def test_too_small_an_image_is_a_value_error(space: Space) -> None:
     params = space.known[0].params
-    with pytest.raises(ValueError, match="conv block 1: a 3x3 image"):
+    with pytest.raises(ValueError, match=r"conv block [12]: a (3x3|1x1) image"):
         space.build(params, space.data, InputInfo((1, 3, 3), 10), EPOCHS)
 
 
@@ -233,6 +272,9 @@ def test_fingerprint_is_json_and_shows_every_change(space: Space) -> None:
         ({"weight_decay": math.inf}, "weight_decay=inf"),
         ({"decay_fraction": 1.1}, "decay_fraction=1.1"),
         ({"decay_fraction": math.nan}, "decay_fraction=nan"),
+        ({"estimator": "hard"}, "estimator 'hard' is not one of soft, gumbel, ste"),
+        ({"hard_finish": -0.1}, "hard_finish=-0.1"),
+        ({"hard_finish": math.nan}, "hard_finish=nan"),
     ],
 )
 def test_training_that_cannot_be(change: dict[str, Any], message: str) -> None:

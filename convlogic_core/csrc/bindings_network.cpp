@@ -1,0 +1,194 @@
+// A whole network for Python: put together block by block, checked as it comes; then gradients, updates and scores.
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "bindings.h"
+#include "network.h"
+#include "wiring.h"
+
+namespace py = pybind11;
+
+namespace convlogic {
+namespace {
+
+class NativeNetwork {
+public:
+    NativeNetwork(std::array<int64_t, 3> image, int64_t num_classes, float tau)
+        : image_(image), num_classes_(num_classes), tau_(tau) {}
+
+    void add_conv(Address selection, int64_t kernels, int64_t gates, Pair kernel, Pair stride, Pair padding,
+                  int64_t pool) {
+        const auto [channels, height, width] = image_out_;
+        if (int64_t(convs_.size()) == max_convs)
+            throw std::invalid_argument("more than " + std::to_string(max_convs) + " conv blocks");
+        const auto out = [&](int64_t size, int64_t Pair::* axis) {
+            return ((size + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
+        };
+        NetworkConv conv{};
+        leaves_.push_back(
+            leaf_pixels(pointer<int32_t>(selection), kernels, gates, channels, {height, width}, kernel, padding));
+        conv.leaves = leaves_.back().data();
+        conv.channels = channels, conv.height = height, conv.width = width;
+        conv.padding_y = padding.first, conv.padding_x = padding.second;
+        conv.kernels = kernels, conv.out_height = out(height, &Pair::first), conv.out_width = out(width, &Pair::second);
+        conv.stride_y = stride.first, conv.stride_x = stride.second;
+        conv.depth = depth_of(gates), conv.pool = int(pool), conv.first_gate = num_gates_;
+        if (conv.out_height < 1 || conv.out_width < 1)
+            throw std::invalid_argument("conv block " + std::to_string(convs_.size() + 1) + ": the image is too small");
+        image_out_ = {kernels, conv.out_height, conv.out_width};
+        layers_.push_back({{}, num_gates_, kernels * gates});
+        num_gates_ += kernels * gates;
+        convs_.push_back(conv);
+    }
+
+    // The trees of a forest, and how many gates each of its dense layers has, the one next to the input first.
+    void set_forest(Address leaves, Address gate_rows, int64_t trees, int64_t gates, std::vector<int64_t> layer_sizes) {
+        const int64_t features = image_out_[0] * image_out_[1] * image_out_[2];
+        depth_ = depth_of(gates), trees_ = trees, first_forest_gate_ = num_gates_;
+        if (convs_.empty() || trees % num_classes_)
+            throw std::invalid_argument("a network needs a conv block, and " + std::to_string(trees) +
+                                        " outputs that divide among its classes");
+        for (int64_t i = 0; i < trees * (gates + 1); ++i) {
+            const int64_t leaf = pointer<int64_t>(leaves)[i];
+            if (leaf < 0 || leaf >= features)
+                throw std::out_of_range("leaf " + std::to_string(leaf) + " is outside the " + std::to_string(features) +
+                                        " features");
+            forest_leaves_.push_back(int32_t(leaf));
+        }
+        std::vector<int32_t> places(size_t(trees * gates), -1);
+        for (int64_t i = 0; i < trees * gates; ++i) {
+            const int64_t row = pointer<int64_t>(gate_rows)[i];
+            if (row < 0 || row >= trees * gates || places[size_t(row)] >= 0)
+                throw std::out_of_range("gate row " + std::to_string(row) + " is none, or named twice");
+            places[size_t(row)] = int32_t(num_gates_ + i);
+        }
+        auto next = places.begin();
+        for (const int64_t size : layer_sizes) {
+            if (size < 0 || size > places.end() - next) throw std::invalid_argument("layer sizes exceed the forest");
+            layers_.push_back({{next, next + size}, num_gates_, size});
+            next += size;
+        }
+        num_gates_ += trees * gates;
+        coefficients_.resize(size_t(4 * num_gates_));
+    }
+
+    // Addresses of each layer's logits and moments, in order; without moments only coefficients are computed.
+    void update(const std::vector<Address>& logits, const std::vector<Address>& means,
+                const std::vector<Address>& variances, int num_logits, bool discrete, float lr, float beta1,
+                float beta2, float epsilon, float weight_decay, int64_t step, int threads) {
+        const bool stepping = !means.empty();
+        if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4) ||
+            (stepping && (means.size() != logits.size() || variances.size() != logits.size())))
+            throw std::invalid_argument("an address a layer is needed, and 16 or 4 logits a gate");
+        const AdamW adamw{lr,
+                          beta1,
+                          beta2,
+                          epsilon,
+                          weight_decay,
+                          float(1 - std::pow(double(beta1), double(step))),
+                          float(1 - std::pow(double(beta2), double(step)))};
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            const Layer& layer = layers_[i];
+            const LogitLayer target{pointer<float>(logits[i]),
+                                    stepping ? pointer<float>(means[i]) : nullptr,
+                                    stepping ? pointer<float>(variances[i]) : nullptr,
+                                    layer.places.empty() ? nullptr : layer.places.data(),
+                                    layer.first_gate,
+                                    layer.gates};
+            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, adamw, partials_.data(),
+                               stepping ? blocks_ : 0, threads);
+        }
+    }
+
+    // The sum of the cross-entropy over a batch; gradients stay here for `update`.
+    double gradients(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) {
+        const Batch batch = checked(images, num_images, rows, labels, size, threads);
+        blocks_ = num_network_blocks(size);
+        partials_.resize(size_t(blocks_ * num_gates_ * 4));
+        losses_.resize(size_t(blocks_));
+        require_memory(CONVLOGIC_DISPATCH(network_gradients, network(), batch, losses_.data(), partials_.data()));
+        double loss = 0;
+        for (const double block : losses_) loss += block;
+        return loss;
+    }
+
+    void scores(Address images, int64_t num_images, Address scores, int threads) {
+        const Batch batch{pointer<uint8_t>(images), nullptr, nullptr, num_images, threads};
+        require_memory(CONVLOGIC_DISPATCH(network_scores, network(), batch, pointer<float>(scores)));
+    }
+
+private:
+    struct Layer {
+        std::vector<int32_t> places;
+        int64_t first_gate, gates;
+    };
+
+    Network network() {
+        const auto [channels, height, width] = image_;
+        return {convs_.data(),
+                int64_t(convs_.size()),
+                forest_leaves_.data(),
+                image_out_[0] * image_out_[1] * image_out_[2],
+                trees_,
+                first_forest_gate_,
+                depth_,
+                channels * height * width,
+                num_classes_,
+                num_gates_,
+                tau_,
+                coefficients_.data()};
+    }
+
+    Batch checked(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) const {
+        const Batch batch{pointer<uint8_t>(images), pointer<int64_t>(rows), pointer<int64_t>(labels), size, threads};
+        for (int64_t i = 0; i < size; ++i) {
+            const int64_t row = batch.rows[i];
+            if (row < 0 || row >= num_images)
+                throw std::out_of_range("row " + std::to_string(row) + " is outside the " + std::to_string(num_images) +
+                                        " images");
+            if (batch.labels[row] < 0 || batch.labels[row] >= num_classes_)
+                throw std::out_of_range("label " + std::to_string(batch.labels[row]) + " of image " +
+                                        std::to_string(row) + " is outside the " + std::to_string(num_classes_) +
+                                        " classes");
+        }
+        return batch;
+    }
+
+    std::array<int64_t, 3> image_, image_out_ = image_;
+    int64_t num_classes_;
+    float tau_;
+    std::vector<NetworkConv> convs_;
+    std::vector<std::vector<int32_t>> leaves_;
+    std::vector<int32_t> forest_leaves_;
+    std::vector<Layer> layers_;
+    int64_t num_gates_ = 0, trees_ = 0, first_forest_gate_ = 0, blocks_ = 0;
+    int depth_ = 0;
+    std::vector<float> coefficients_, partials_;
+    std::vector<double> losses_;
+};
+
+}  // namespace
+
+void bind_network(py::module_& module) {
+    using py::arg;
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+    py::class_<NativeNetwork>(module, "Network")
+        .def(py::init<std::array<int64_t, 3>, int64_t, float>(), py::kw_only(), arg("image"), arg("num_classes"),
+             arg("tau"))
+        .def("add_conv", &NativeNetwork::add_conv, py::kw_only(), arg("selection"), arg("kernels"), arg("gates"),
+             arg("kernel"), arg("stride"), arg("padding"), arg("pool"))
+        .def("set_forest", &NativeNetwork::set_forest, py::kw_only(), arg("leaves"), arg("gate_rows"), arg("trees"),
+             arg("gates"), arg("layer_sizes"))
+        .def("update", &NativeNetwork::update, release_gil(), py::kw_only(), arg("logits"), arg("means"),
+             arg("variances"), arg("num_logits"), arg("discrete"), arg("lr"), arg("beta1"), arg("beta2"),
+             arg("epsilon"), arg("weight_decay"), arg("step"), arg("threads"))
+        .def("gradients", &NativeNetwork::gradients, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
+             arg("rows"), arg("labels"), arg("size"), arg("threads"))
+        .def("scores", &NativeNetwork::scores, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
+             arg("scores"), arg("threads"));
+}
+
+}  // namespace convlogic

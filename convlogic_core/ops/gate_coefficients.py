@@ -1,0 +1,107 @@
+"""From the logits of gates to their four coefficients: the soft mixture, y = c0 + c1*a + c2*b + c3*a*b.
+
+Shape letters: P logits a gate, 16 (softmax over the gates) or 4 (a sigmoid for each row of the truth table).
+"""
+
+from typing import Any, Final
+
+import torch
+
+from ..gates import GATE_TABLE
+from . import cuda
+from .backend import native, use_native
+
+# (4, 4): truth-table rows (f00, f01, f10, f11) -> coefficients (c0, c1, c2, c3).
+_ROWS_TO_COEFFICIENTS: Final = torch.tensor(
+    [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 1.0, -1.0], [0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 1.0]]
+)
+
+
+def reference_gate_coefficients(logits: torch.Tensor) -> torch.Tensor:
+    """The specification, in plain PyTorch. Arguments as in `gate_coefficients`."""
+    if logits.shape[-1] == 16:
+        return logits.softmax(-1) @ GATE_TABLE.to(logits)
+    return logits.sigmoid() @ _ROWS_TO_COEFFICIENTS.to(logits)
+
+
+def gate_coefficients(logits: torch.Tensor, implementation: str = "auto") -> torch.Tensor:
+    """The coefficients of soft gates; differentiable.
+
+    Args:
+        logits: (..., P), floating-point.
+        implementation: "auto", "cpu", "cuda" or "python".
+
+    Returns:
+        (..., 4), contiguous.
+
+    Raises:
+        ValueError: neither 16 nor 4 logits a gate.
+    """
+    if logits.ndim < 1 or logits.shape[-1] not in (16, 4) or not logits.is_floating_point():
+        raise ValueError(
+            f"gate_coefficients needs floating-point logits (..., 16) or (..., 4), got {logits.dtype} "
+            f"{tuple(logits.shape)}"
+        )
+    if not use_native(implementation, logits, cuda_dtypes=(torch.float32,)):
+        return reference_gate_coefficients(logits)
+    coefficients: torch.Tensor = _forward(logits)
+    return coefficients
+
+
+@torch.library.custom_op("convlogic::gate_coefficients", mutates_args=(), device_types="cpu")
+def _forward(logits: torch.Tensor) -> torch.Tensor:
+    logits = logits.contiguous()
+    coefficients = logits.new_empty((*logits.shape[:-1], 4))
+    native().gate_coefficients_forward(logits=logits.data_ptr(), coefficients=coefficients.data_ptr(), **_sizes(logits))
+    return coefficients
+
+
+_forward.register_kernel("cuda")(cuda.cuda_coefficients_forward)
+
+
+@_forward.register_fake
+def _(logits: torch.Tensor) -> torch.Tensor:
+    return logits.new_empty((*logits.shape[:-1], 4))
+
+
+@torch.library.custom_op("convlogic::gate_coefficients_backward", mutates_args=(), device_types="cpu")
+def _backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    grad_coefficients, logits = grad_coefficients.contiguous(), logits.contiguous()
+    grad_logits = torch.empty_like(logits)
+    native().gate_coefficients_backward(
+        logits=logits.data_ptr(),
+        grad_coefficients=grad_coefficients.data_ptr(),
+        grad_logits=grad_logits.data_ptr(),
+        **_sizes(logits),
+    )
+    return grad_logits
+
+
+_backward.register_kernel("cuda")(cuda.cuda_coefficients_backward)
+
+
+@_backward.register_fake
+def _(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _sizes(logits: torch.Tensor) -> dict[str, int]:
+    num_logits = logits.shape[-1]
+    return {
+        "gates": logits.numel() // num_logits,
+        "num_logits": num_logits,
+        "itemsize": logits.element_size(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, grad_coefficients: torch.Tensor) -> torch.Tensor:
+    grad_logits: torch.Tensor = _backward(grad_coefficients, *ctx.saved_tensors)
+    return grad_logits
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
