@@ -51,7 +51,7 @@ def warn_once_without_native() -> None:
 def cuda_problem() -> str:
     """What keeps the CUDA kernels from running in this process; empty where nothing does."""
     if _cuda is None:
-        return f"the kernels were not built ({_cuda_import_error}), see CONVLOGIC_CUDA in the README"
+        return f"the kernels were not built ({_cuda_import_error}): install the package with nvcc on PATH"
     if not torch.backends.cuda.is_built():
         return "this PyTorch was built without CUDA"
     return str(_cuda.device_problem())

@@ -31,6 +31,15 @@ def test_torch_without_cuda(monkeypatch):
         backend.check_implementation("cuda")
 
 
+def test_built_module_loads_and_a_failed_launch_is_an_exception():
+    module = pytest.importorskip("convlogic_core._cuda", reason="built where nvcc is found")
+    problem = module.device_problem()
+    if not problem:
+        pytest.skip("there is a device: see tests/gpu")
+    with pytest.raises(RuntimeError, match=f"CUDA kernel coefficients_forward: {problem}"):
+        module.coefficients_forward(logits=0, coefficients=0, gates=1, num_logits=16, stream=0)
+
+
 def fake_cuda_tensor(dtype=torch.float32):
     return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
 
