@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ SetSchedule = Callable[[int], None]
 
 @pytest.fixture(scope="session")
 def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the emulation's fibers are those of Linux")
     path = Path(os.environ.get(MODULE_VARIABLE) or build(tmp_path_factory.mktemp("emulated")))
     spec = importlib.util.spec_from_file_location("_cuda", path)
     assert spec and spec.loader

@@ -122,3 +122,13 @@ def test_out_of_memory_leaves_the_process_alive():
     with pytest.raises(torch.OutOfMemoryError):
         logic_dense(huge, indices_0.cuda(), indices_1.cuda(), coefficients.cuda(), "cuda")
     assert run_dense(*dense.example(4))[0].shape == (4, 35)
+
+
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one device")
+    x, indices_0, indices_1, coefficients, _ = (tensor.to("cuda:1") for tensor in dense.example(64))
+    y = logic_dense(x, indices_0, indices_1, coefficients, "cuda")
+    assert y.device == torch.device("cuda", 1)
+    torch.testing.assert_close(y, logic_dense(x, indices_0, indices_1, coefficients, "python"))
+    assert torch.cuda.current_device() == 0
