@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml $(wildcard convlogic_core/csrc/*)
-CPP := $(wildcard convlogic_core/csrc/*.cpp convlogic_core/csrc/*.h)
+SOURCES := pyproject.toml $(wildcard convlogic_core/csrc/* convlogic_core/csrc/cuda/*)
+CPP := $(foreach folder,convlogic_core/csrc convlogic_core/csrc/cuda tests/cuda/emulation,$(wildcard $(folder)/*.cpp $(folder)/*.cu $(folder)/*.h))
 
 .PHONY: search test lint format clean
 

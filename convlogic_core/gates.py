@@ -44,3 +44,9 @@ def _coefficients(gate: int) -> tuple[int, int, int, int]:
 
 # (16, 4): row g holds (c0, c1, c2, c3) of gate g.
 GATE_TABLE: Final = torch.tensor([_coefficients(g) for g in range(NUM_GATES)], dtype=torch.float32)
+
+
+def coefficients_of(gates: torch.Tensor) -> torch.Tensor:
+    """GATE_TABLE[gates] as integers, (...,) -> (..., 4), computed where the gates lie: nothing is copied to a GPU."""
+    f00, f01, f10, f11 = (gates >> shift & 1 for shift in (3, 2, 1, 0))
+    return torch.stack((f00, f10 - f00, f01 - f00, f11 - f10 - f01 + f00), -1)

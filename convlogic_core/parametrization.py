@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Generator, Tensor
 
-from .gates import GATE_A, GATE_TABLE, NUM_GATES, truth_row
+from .gates import GATE_A, GATE_TABLE, NUM_GATES, coefficients_of, truth_row
 from .ops import gate_coefficients
 
 NUM_LOGITS: Final = {"softmax": NUM_GATES, "iwp": 4}
@@ -70,7 +70,10 @@ def discrete_gates(logits: Tensor, parametrization: str) -> Tensor:
 
 def discrete_coefficients(logits: Tensor, parametrization: str) -> Tensor:
     """Coefficients (..., 4) of the discrete gates."""
-    return GATE_TABLE.to(logits)[discrete_gates(logits, parametrization)]
+    gates = discrete_gates(logits, parametrization)
+    if logits.is_cuda:  # a copy of the table would wait for the GPU, and cannot be captured in a CUDA graph
+        return coefficients_of(gates).to(logits.dtype)
+    return GATE_TABLE.to(logits)[gates]
 
 
 def sampling_noise(logits: Tensor, parametrization: str) -> Tensor:

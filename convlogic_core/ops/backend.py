@@ -1,4 +1,4 @@
-"""Which implementation runs an op: the native extension where it was built, the reference elsewhere."""
+"""Which implementation runs an op: a native extension where it was built, the reference elsewhere."""
 
 import warnings
 from importlib import import_module
@@ -8,13 +8,20 @@ from typing import Final
 import torch
 
 IMPLEMENTATIONS: Final = ("auto", "cuda", "cpu", "python")
+CUDA_DTYPES: Final = (torch.float32, torch.bfloat16)  # of activations; coefficients are float32
 
-_native: ModuleType | None = None
-_import_error = ""
-try:
-    _native = import_module("convlogic_core._native")
-except ImportError as error:
-    _import_error = str(error)
+
+def _extension(name: str) -> tuple[ModuleType | None, str]:
+    """The compiled extension, or why there is none."""
+    try:
+        return import_module(f"convlogic_core.{name}"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+_native, _import_error = _extension("_native")
+_cuda, _cuda_import_error = _extension("_cuda")
+_warned_without_cuda = False
 
 
 def native() -> ModuleType:
@@ -41,6 +48,31 @@ def warn_once_without_native() -> None:
         _import_error = ""
 
 
+def cuda_problem() -> str:
+    """What keeps the CUDA kernels from running in this process; empty where nothing does."""
+    if _cuda is None:
+        return f"the kernels were not built ({_cuda_import_error}): install the package with nvcc on PATH"
+    if not torch.backends.cuda.is_built():
+        return "this PyTorch was built without CUDA"
+    return str(_cuda.device_problem())
+
+
+def cuda() -> ModuleType:
+    """The extension of CUDA kernels; only called where `use_native` said yes."""
+    assert _cuda is not None
+    return _cuda
+
+
+def call_cuda(function: str, device: torch.device, **arguments: object) -> None:
+    """Calls a function of the CUDA extension on torch's current stream of the device.
+
+    Raises:
+        RuntimeError: the launch failed; names the kernel and the error.
+    """
+    with torch.cuda.device(device):
+        getattr(cuda(), function)(**arguments, stream=torch.cuda.current_stream(device).cuda_stream)
+
+
 def check_implementation(implementation: str | None) -> str:
     """The name itself, None read as "auto".
 
@@ -50,8 +82,8 @@ def check_implementation(implementation: str | None) -> str:
     name = implementation or "auto"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError('implementation "cuda" needs a CUDA device and none is available; use "auto" or "cpu"')
+    if name == "cuda" and (problem := cuda_problem()):
+        raise ValueError(f'implementation "cuda" needs a CUDA device and its kernels: {problem}; use "auto" or "cpu"')
     if name == "cpu" and _native is None:
         raise ValueError('implementation "cpu" needs the native extension, which was not built; use "auto" or "python"')
     if name == "auto":
@@ -60,25 +92,43 @@ def check_implementation(implementation: str | None) -> str:
 
 
 def use_native(
-    implementation: str, x: torch.Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    implementation: str,
+    x: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+    cuda_dtypes: tuple[torch.dtype, ...] = (),
 ) -> bool:
-    """Whether an op on x goes to the native extension, whose kernels take the given dtypes.
+    """Whether an op on x goes to a native extension, whose kernels take the given dtypes; no dtypes, no kernel.
 
     Raises:
         ValueError: unknown implementation, or it and the device or dtype of x contradict each other.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if implementation in ("cpu", "cuda") and x.device.type != implementation:
+    device = x.device.type
+    if implementation in ("cpu", "cuda") and device != implementation:
         raise ValueError(f'implementation "{implementation}" was given a tensor on {x.device}; move it, or use "auto"')
-    if implementation == "python" or x.device.type != "cpu":
+    taken = {"cpu": dtypes, "cuda": cuda_dtypes}.get(device, ())
+    if implementation == "python" or not taken:
         return False
-    if x.dtype not in dtypes:
-        if implementation == "cpu":
-            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise ValueError(f'implementation "cpu" takes {names}, got {x.dtype}; use "auto"')
+    if x.dtype not in taken:
+        if implementation == device:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
+            raise ValueError(f'implementation "{implementation}" takes {names}, got {x.dtype}; use "auto"')
         return False
-    return native_built()
+    if device == "cuda" and _cuda is None:
+        _warn_once_without_cuda()
+    return (_native if device == "cpu" else _cuda) is not None
+
+
+def _warn_once_without_cuda() -> None:
+    global _warned_without_cuda
+    if not _warned_without_cuda:
+        _warned_without_cuda = True
+        warnings.warn(
+            f"convlogic_core: {cuda_problem()}; tensors on a GPU take the plain PyTorch reference",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def batch_innermost_empty(x: torch.Tensor, *sizes: int) -> torch.Tensor:
@@ -99,10 +149,11 @@ def check_tensors(op: str, x: torch.Tensor, ndim: int, coefficients: torch.Tenso
     """
     if x.ndim != ndim or not x.is_floating_point():
         raise ValueError(f"{op} needs a floating-point input of {ndim} dimensions, got {x.dtype} {tuple(x.shape)}")
-    if coefficients.dtype != x.dtype or coefficients.device != x.device:
+    mixed = x.dtype == torch.bfloat16 and coefficients.dtype == torch.float32
+    if (coefficients.dtype != x.dtype and not mixed) or coefficients.device != x.device:
         raise ValueError(
-            f"{op} needs input and coefficients of one dtype on one device, got {x.dtype} on {x.device} "
-            f"and {coefficients.dtype} on {coefficients.device}"
+            f"{op} needs input and coefficients of one dtype on one device (or bfloat16 with float32 coefficients), "
+            f"got {x.dtype} on {x.device} and {coefficients.dtype} on {coefficients.device}"
         )
     if coefficients.ndim != ndim // 2 + 1 or coefficients.shape[-1] != 4:
         gates = "(gates, 4)" if ndim == 2 else "(kernels, gates, 4)"

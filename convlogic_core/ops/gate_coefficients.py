@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 
 from ..gates import GATE_TABLE
+from . import cuda
 from .backend import native, use_native
 
 # (4, 4): truth-table rows (f00, f01, f10, f11) -> coefficients (c0, c1, c2, c3).
@@ -41,7 +42,7 @@ def gate_coefficients(logits: torch.Tensor, implementation: str = "auto") -> tor
             f"gate_coefficients needs floating-point logits (..., 16) or (..., 4), got {logits.dtype} "
             f"{tuple(logits.shape)}"
         )
-    if not use_native(implementation, logits):
+    if not use_native(implementation, logits, cuda_dtypes=(torch.float32,)):
         return reference_gate_coefficients(logits)
     coefficients: torch.Tensor = _forward(logits)
     return coefficients
@@ -53,6 +54,9 @@ def _forward(logits: torch.Tensor) -> torch.Tensor:
     coefficients = logits.new_empty((*logits.shape[:-1], 4))
     native().gate_coefficients_forward(logits=logits.data_ptr(), coefficients=coefficients.data_ptr(), **_sizes(logits))
     return coefficients
+
+
+_forward.register_kernel("cuda")(cuda.cuda_coefficients_forward)
 
 
 @_forward.register_fake
@@ -71,6 +75,9 @@ def _backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Te
         **_sizes(logits),
     )
     return grad_logits
+
+
+_backward.register_kernel("cuda")(cuda.cuda_coefficients_backward)
 
 
 @_backward.register_fake

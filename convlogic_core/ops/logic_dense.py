@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .backend import batch_innermost_empty, check_tensors, use_native
+from . import cuda
+from .backend import CUDA_DTYPES, batch_innermost_empty, check_tensors, use_native
 from .logic_forest import native_forest_backward, native_forest_forward
 
 
@@ -15,9 +16,10 @@ def reference_logic_dense(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_dense`."""
-    a, b = x.index_select(1, indices_0), x.index_select(1, indices_1)
+    values = x.to(coefficients.dtype)
+    a, b = values.index_select(1, indices_0), values.index_select(1, indices_1)
     c0, c1, c2, c3 = coefficients.unbind(-1)
-    return c0 + c1 * a + c2 * b + c3 * (a * b)
+    return (c0 + c1 * a + c2 * b + c3 * (a * b)).to(x.dtype)
 
 
 def logic_dense(
@@ -33,14 +35,14 @@ def logic_dense(
         x: (B, F), any strides; batch-innermost (strides (1, B)) avoids a copy.
         indices_0: (O,) int64, the feature that is a.
         indices_1: (O,) int64, the feature that is b.
-        coefficients: (O, 4), columns c0..c3, the dtype of x.
+        coefficients: (O, 4), columns c0..c3, the dtype of x; for a bfloat16 x also float32, in which all is computed.
         implementation: "auto", "cpu", "cuda" or "python".
 
     Returns:
         (B, O); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together.
+        ValueError: shapes, dtypes or devices do not fit together, or (on CUDA) an index outside [0, F).
         IndexError: an index outside [0, F).
     """
     check_tensors("logic_dense", x, 2, coefficients)
@@ -51,8 +53,10 @@ def logic_dense(
                 f"logic_dense needs indices of shape ({num_gates},), one a row of coefficients, int64, on {x.device}; "
                 f"got {tuple(indices.shape)}, {indices.dtype}, on {indices.device}"
             )
-    if not use_native(implementation, x):
+    if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
         return reference_logic_dense(x, indices_0, indices_1, coefficients)
+    if x.is_cuda:
+        coefficients = coefficients.float()
     y: torch.Tensor = _forward(x, indices_0, indices_1, coefficients)
     return y
 
@@ -62,6 +66,9 @@ def _forward(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
     return native_forest_forward(x, torch.stack((indices_0, indices_1), 1), None, coefficients)
+
+
+_forward.register_kernel("cuda")(cuda.dense_forward)
 
 
 @_forward.register_fake
@@ -83,6 +90,9 @@ def _backward(
     return native_forest_backward(grad_y, x, leaves, None, coefficients, needs_grad_x)
 
 
+_backward.register_kernel("cuda")(cuda.dense_backward)
+
+
 @_backward.register_fake
 def _(
     grad_y: torch.Tensor,
@@ -93,7 +103,7 @@ def _(
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
-    return grad_x, x.new_empty(coefficients.shape)
+    return grad_x, coefficients.new_empty(coefficients.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

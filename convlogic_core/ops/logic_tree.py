@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import max_pool2d, pad
 
-from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from . import cuda
+from .backend import CUDA_DTYPES, batch_innermost, batch_innermost_empty, check_tensors, native, use_native
 
 
 def reference_logic_tree(
@@ -22,7 +23,7 @@ def reference_logic_tree(
     pool: int = 2,
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_tree`."""
-    planes = pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    planes = pad(x.to(coefficients.dtype), (padding[1], padding[1], padding[0], padding[0]))
     height, width = planes.shape[2:]
     rows = torch.arange(0, height - kernel[0] + 1, stride[0], device=x.device)
     columns = torch.arange(0, width - kernel[1] + 1, stride[1], device=x.device)
@@ -37,7 +38,7 @@ def reference_logic_tree(
         a, b = values[:, :, 0::2], values[:, :, 1::2]
         c0, c1, c2, c3 = level[..., None, None].unbind(2)
         values = c0 + c1 * a + c2 * b + c3 * (a * b)
-    return max_pool2d(values.squeeze(2), pool)
+    return max_pool2d(values.squeeze(2), pool).to(x.dtype)
 
 
 def logic_tree(
@@ -55,7 +56,8 @@ def logic_tree(
     Args:
         x: (N, C, H, W), any strides; batch-innermost (N has stride 1) avoids a copy.
         selection: (K, L) int32, channel << 16 | row << 8 | column of each leaf within the window; L = 2, 4, 8 or 16.
-        coefficients: (K, G, 4), gates level by level from the leaves, the dtype of x.
+        coefficients: (K, G, 4), gates level by level from the leaves, the dtype of x; for a bfloat16 x also float32,
+            in which all is computed.
         kernel: height and width of the window.
         stride: vertical and horizontal step of the window.
         padding: rows and columns of zeros added on each side.
@@ -66,7 +68,8 @@ def logic_tree(
         (N, K, H', W'); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or the image is smaller than the kernel.
+        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or (on CUDA) a
+            leaf outside its window or the channels of x.
         IndexError: a leaf outside its window or the channels of x.
     """
     check_tensors("logic_tree", x, 4, coefficients)
@@ -90,8 +93,10 @@ def logic_tree(
             f"an image of {x.shape[2]}x{x.shape[3]} with padding {padding} is too small for kernel {kernel}, "
             f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
         )
-    if not use_native(implementation, x):
+    if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
         return reference_logic_tree(x, selection, coefficients, kernel, stride, padding, pool)
+    if x.is_cuda:
+        coefficients = coefficients.float()
     y: torch.Tensor
     y, _ = _forward(x, selection, coefficients, kernel, stride, padding, pool)
     return y
@@ -127,6 +132,21 @@ def _forward(
         winner=winner.data_ptr(),
         **_geometry(x, coefficients, kernel, stride, padding, pool),
     )
+    return y, winner
+
+
+@_forward.register_kernel("cuda")
+def _cuda_forward(
+    x: torch.Tensor,
+    selection: torch.Tensor,
+    coefficients: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    pool: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y, winner = _empty_outputs(x, coefficients, kernel, stride, padding, pool)
+    cuda.tree_forward(x, selection, coefficients, y, winner, kernel, stride, padding, pool)
     return y, winner
 
 
@@ -212,6 +232,9 @@ def _backward(
     return grad_x, grad_coefficients
 
 
+_backward.register_kernel("cuda")(cuda.tree_backward)
+
+
 @_backward.register_fake
 def _(
     grad_y: torch.Tensor,
@@ -226,7 +249,7 @@ def _(
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad_x = batch_innermost_empty(x, *x.shape[1:]) if needs_grad_x else x.new_empty(0)
-    return grad_x, x.new_empty(coefficients.shape)
+    return grad_x, coefficients.new_empty(coefficients.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

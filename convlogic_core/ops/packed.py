@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from ..gates import GATE_TABLE, NUM_GATES
+from . import cuda
 from .backend import native, use_native
 from .packed_native import PackedStack
 
@@ -94,8 +95,10 @@ def packed_dense(
     _check_words("packed_dense", words, 2)
     for name, tensor in (("indices_0", indices_0), ("indices_1", indices_1), ("gates", gates)):
         _check_wiring("packed_dense", name, tensor, (len(gates),), torch.int64, words.device)
-    if not use_native(implementation, words, (torch.int64,)):
+    if not use_native(implementation, words, (torch.int64,), (torch.int64,)):
         return reference_packed_dense(words, indices_0, indices_1, gates)
+    if words.is_cuda:
+        return cuda.cuda_packed_dense(words, indices_0, indices_1, gates)
     stack = PackedStack(words.shape[:1])
     stack.add_forest(torch.stack((indices_0, indices_1), 1), gates[:, None])
     return stack.planes(words)
@@ -148,8 +151,10 @@ def packed_tree(
     _check_wiring("packed_tree", "gates", gates, (num_kernels, num_gates), torch.int64, words.device)
     _check_wiring("packed_tree", "selection", selection, (num_kernels, num_gates + 1), torch.int32, words.device)
     size = tree_output_size(words.shape[1:3], kernel, stride, padding, pool)
-    if not use_native(implementation, words, (torch.int64,)):
+    if not use_native(implementation, words, (torch.int64,), (torch.int64,)):
         return reference_packed_tree(words, selection, gates, kernel, stride, padding, pool)
+    if words.is_cuda:
+        return cuda.cuda_packed_tree(words, selection, gates, kernel, stride, padding, pool)
     stack = PackedStack(words.shape[:3])
     stack.add_tree(selection, gates, kernel, stride, padding, pool, size)
     return stack.planes(words)
@@ -235,8 +240,10 @@ def packed_class_sums(
         raise ValueError(f"packed_class_sums cannot divide {len(words)} outputs among {num_classes} classes")
     if num_images < 0 or _num_words(num_images) != words.shape[1]:
         raise ValueError(f"packed_class_sums: {num_images} images do not fill {words.shape[1]} words of 64")
-    if not use_native(implementation, words, (torch.int64,)):
+    if not use_native(implementation, words, (torch.int64,), (torch.int64,)):
         return reference_packed_class_sums(words, num_classes, num_images)
+    if words.is_cuda:
+        return cuda.cuda_packed_class_sums(words, num_classes, num_images)
     return PackedStack(words.shape[:1]).class_sums(words, num_classes, num_images)
 
 

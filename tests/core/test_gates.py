@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from convlogic_core.gates import GATE_A, GATE_NAMES, GATE_TABLE, NUM_GATES, truth_row
+from convlogic_core.gates import GATE_A, GATE_NAMES, GATE_TABLE, NUM_GATES, coefficients_of, truth_row
 
 # What each name says, written out a second time.
 MEANINGS: dict[str, Callable[[bool, bool], bool]] = {
@@ -56,3 +56,7 @@ def test_relaxed_gate_is_the_expectation_over_random_bits(gate: int) -> None:
         chance * int(MEANINGS[GATE_NAMES[gate]](*bits)) for chance, bits in zip(chances, INPUTS, strict=True)
     )
     torch.testing.assert_close(c0 + c1 * a + c2 * b + c3 * a * b, torch.as_tensor(expected).expand(50).double())
+
+
+def test_coefficients_without_the_table() -> None:
+    assert torch.equal(coefficients_of(torch.arange(16).reshape(2, 8)), GATE_TABLE.long().reshape(2, 8, 4))
