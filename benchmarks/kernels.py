@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from convlogic_core import PRESETS, ModelSpec, build_model, num_parameters
+from convlogic_core.native_network import NativeNetwork
 from convlogic_core.network import forest_of, plain_stack
 from convlogic_core.ops import gate_coefficients, logic_dense, logic_forest, logic_tree
 from convlogic_core.packed import packed_predict
-from convlogic_core.training_step import NativeNetwork
 
 from .limits import measure_limits, multiply_adds
 from .machine import circumstances

@@ -5,9 +5,11 @@ such a function, so a gate costs four coefficients, never sixteen. Numbers are t
 al. 2022, "Deep Differentiable Logic Gate Networks", table 1). This is the only file that knows them.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
+
+Number = TypeVar("Number", int, torch.Tensor)
 
 GATE_NAMES: Final = (
     "false",
@@ -37,16 +39,17 @@ def truth_row(gate: int) -> tuple[int, int, int, int]:
     return (gate >> 3) & 1, (gate >> 2) & 1, (gate >> 1) & 1, gate & 1
 
 
-def _coefficients(gate: int) -> tuple[int, int, int, int]:
-    f00, f01, f10, f11 = truth_row(gate)
+def coefficients_of_row(f00: Number, f01: Number, f10: Number, f11: Number) -> tuple[Number, Number, Number, Number]:
+    """(c0, c1, c2, c3) of the gate with these outputs, which may be probabilities."""
     return f00, f10 - f00, f01 - f00, f11 - f10 - f01 + f00
 
 
 # (16, 4): row g holds (c0, c1, c2, c3) of gate g.
-GATE_TABLE: Final = torch.tensor([_coefficients(g) for g in range(NUM_GATES)], dtype=torch.float32)
+GATE_TABLE: Final = torch.tensor(
+    [coefficients_of_row(*truth_row(gate)) for gate in range(NUM_GATES)], dtype=torch.float32
+)
 
 
 def coefficients_of(gates: torch.Tensor) -> torch.Tensor:
     """GATE_TABLE[gates] as integers, (...,) -> (..., 4), computed where the gates lie: nothing is copied to a GPU."""
-    f00, f01, f10, f11 = (gates >> shift & 1 for shift in (3, 2, 1, 0))
-    return torch.stack((f00, f10 - f00, f01 - f00, f11 - f10 - f01 + f00), -1)
+    return torch.stack(coefficients_of_row(*(gates >> shift & 1 for shift in (3, 2, 1, 0))), -1)

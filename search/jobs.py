@@ -39,7 +39,11 @@ class JobRunner:
         self._encoded: dict[DataSpec, EncodedDataset] = {}
 
     def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
-        """Every epoch's record as it is measured, then the checkpoint; or a `Failed` that ends it."""
+        """Every epoch's record as it is measured, then the checkpoint; or a `Failed` that ends it.
+
+        Raises:
+            Failure: this process can no longer use its GPU; the job itself may be sound.
+        """
         try:
             yield from self._run(job)
         except Diverged as error:
@@ -47,8 +51,19 @@ class JobRunner:
         except MemoryError as error:
             yield Failed("out of memory", str(error) or "out of memory")
         except Exception as error:
+            self._check_device(error)
             out_of_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             yield Failed("out of memory" if out_of_memory else "error", f"{type(error).__name__}: {one_line(error)}")
+
+    def _check_device(self, cause: Exception) -> None:
+        """An illegal access or a failed assertion in a kernel ends a process's use of its GPU: all later jobs fail."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            message = f"this process cannot use its GPU any longer: {one_line(cause)}"
+            raise Failure(message) from cause
 
     def _run(self, job: Job) -> Iterator[EpochRecord | bytes]:
         if self.device.type == "cpu":

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from convlogic_core import ModelSpec, build_model, num_parameters, set_estimator, soft_evaluation
 from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
 from convlogic_core.model import conv_shapes
+from convlogic_core.native_network import NativeNetwork
 from convlogic_core.packed import is_packable, packed_predict
-from convlogic_core.training_step import NativeNetwork, training_step
+from convlogic_core.training_step import training_step
 from spaces.candidate import Candidate, DataSpec, TrainSpec
 
 from .data import Dataset, Images

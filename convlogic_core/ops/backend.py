@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 IMPLEMENTATIONS: Final = ("auto", "cuda", "cpu", "python")
+LEAST_CAPABILITY: Final = (8, 0)  # of the devices that the CUDA kernels are compiled for
 CUDA_DTYPES: Final = (torch.float32, torch.bfloat16)  # of activations; coefficients are float32
 
 
@@ -21,6 +22,7 @@ def _extension(name: str) -> tuple[ModuleType | None, str]:
 
 _native, _import_error = _extension("_native")
 _cuda, _cuda_import_error = _extension("_cuda")
+_known_cuda_problem: str | None = None
 _warned_without_cuda = False
 
 
@@ -49,12 +51,28 @@ def warn_once_without_native() -> None:
 
 
 def cuda_problem() -> str:
-    """What keeps the CUDA kernels from running in this process; empty where nothing does."""
+    """What keeps the CUDA kernels from running in this process, asked once; empty where nothing does."""
+    global _known_cuda_problem
+    if _known_cuda_problem is None:
+        _known_cuda_problem = _cuda_problem()
+    return _known_cuda_problem
+
+
+def _cuda_problem() -> str:
     if _cuda is None:
         return f"the kernels were not built ({_cuda_import_error}): install the package with nvcc on PATH"
     if not torch.backends.cuda.is_built():
         return "this PyTorch was built without CUDA"
-    return str(_cuda.device_problem())
+    if problem := str(_cuda.device_problem()):
+        return problem
+    for device in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) < LEAST_CAPABILITY:
+            return (
+                f"device {device} ({torch.cuda.get_device_name(device)}) has compute capability {major}.{minor}, the "
+                f"kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}: leave it out of CUDA_VISIBLE_DEVICES"
+            )
+    return ""
 
 
 def cuda() -> ModuleType:
@@ -115,9 +133,13 @@ def use_native(
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
             raise ValueError(f'implementation "{implementation}" takes {names}, got {x.dtype}; use "auto"')
         return False
-    if device == "cuda" and _cuda is None:
+    if device == "cpu":
+        return _native is not None
+    if cuda_problem():
+        if implementation == "cuda":
+            check_implementation(implementation)  # tells what is missing
         _warn_once_without_cuda()
-    return (_native if device == "cpu" else _cuda) is not None
+    return not cuda_problem()
 
 
 def _warn_once_without_cuda() -> None:

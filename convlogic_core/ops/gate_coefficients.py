@@ -3,25 +3,22 @@
 Shape letters: P logits a gate, 16 (softmax over the gates) or 4 (a sigmoid for each row of the truth table).
 """
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from ..gates import GATE_TABLE
+from ..gates import NUM_GATES, coefficients_of, coefficients_of_row
 from . import cuda
 from .backend import native, use_native
-
-# (4, 4): truth-table rows (f00, f01, f10, f11) -> coefficients (c0, c1, c2, c3).
-_ROWS_TO_COEFFICIENTS: Final = torch.tensor(
-    [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 1.0, -1.0], [0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 1.0]]
-)
 
 
 def reference_gate_coefficients(logits: torch.Tensor) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `gate_coefficients`."""
-    if logits.shape[-1] == 16:
-        return logits.softmax(-1) @ GATE_TABLE.to(logits)
-    return logits.sigmoid() @ _ROWS_TO_COEFFICIENTS.to(logits)
+    if logits.shape[-1] == NUM_GATES:
+        # made where the logits lie: a copy of GATE_TABLE to a GPU cannot be captured in a CUDA graph
+        table = coefficients_of(torch.arange(NUM_GATES, device=logits.device))
+        return logits.softmax(-1) @ table.to(logits.dtype)
+    return torch.stack(coefficients_of_row(*logits.sigmoid().unbind(-1)), -1)
 
 
 def gate_coefficients(logits: torch.Tensor, implementation: str = "auto") -> torch.Tensor:

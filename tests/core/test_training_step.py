@@ -20,8 +20,9 @@ from convlogic_core import (
     set_estimator,
     soft_evaluation,
 )
+from convlogic_core.native_network import NativeNetwork, NetworkStep
 from convlogic_core.ops.backend import native, native_built
-from convlogic_core.training_step import LayerStep, NativeNetwork, NetworkStep, training_step
+from convlogic_core.training_step import LayerStep, training_step
 
 pytestmark = pytest.mark.skipif(not native_built(), reason="native steps need the extension")
 SPEC = ModelSpec(

@@ -9,6 +9,24 @@ from convlogic_core.ops import backend
 from convlogic_core.ops.fan_out import dense_fan_out, tree_fan_out
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    """What keeps the kernels from running is asked once a process."""
+    monkeypatch.setattr(backend, "_known_cuda_problem", None)
+    monkeypatch.setattr(backend, "_warned_without_cuda", False)
+
+
+def pretend_device(monkeypatch, capability=(9, 0), problem=""):
+    """An extension that was built, and one device; how often it was asked for is in the list that comes back."""
+    asked = []
+    monkeypatch.setattr(backend, "_cuda", SimpleNamespace(device_problem=lambda: asked.append(1) or problem))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model T")
+    return asked
+
+
 def test_not_built(monkeypatch):
     monkeypatch.setattr(backend, "_cuda", None)
     with pytest.raises(ValueError, match="kernels were not built"):
@@ -16,8 +34,7 @@ def test_not_built(monkeypatch):
 
 
 def test_built_but_no_driver(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    monkeypatch.setattr(backend, "_cuda", SimpleNamespace(device_problem=lambda: "CUDA driver version is insufficient"))
+    pretend_device(monkeypatch, problem="CUDA driver version is insufficient")
     with pytest.raises(
         ValueError, match=r'"cuda" needs a CUDA device.*: CUDA driver version is insufficient; use "auto"'
     ):
@@ -25,8 +42,8 @@ def test_built_but_no_driver(monkeypatch):
 
 
 def test_torch_without_cuda(monkeypatch):
+    pretend_device(monkeypatch)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    monkeypatch.setattr(backend, "_cuda", SimpleNamespace(device_problem=lambda: ""))
     with pytest.raises(ValueError, match="PyTorch was built without CUDA"):
         backend.check_implementation("cuda")
 
@@ -45,7 +62,7 @@ def fake_cuda_tensor(dtype=torch.float32):
 
 
 def test_which_tensors_take_the_kernels(monkeypatch):
-    monkeypatch.setattr(backend, "_cuda", SimpleNamespace())
+    pretend_device(monkeypatch, capability=(8, 0))
     for dtype, native in ((torch.float32, True), (torch.bfloat16, True), (torch.float64, False)):
         assert backend.use_native("auto", fake_cuda_tensor(dtype), cuda_dtypes=backend.CUDA_DTYPES) is native
     assert not backend.use_native("python", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
@@ -57,10 +74,29 @@ def test_which_tensors_take_the_kernels(monkeypatch):
 
 def test_gpu_tensors_without_kernels_warn_once(monkeypatch):
     monkeypatch.setattr(backend, "_cuda", None)
-    monkeypatch.setattr(backend, "_warned_without_cuda", False)
     with pytest.warns(RuntimeWarning, match="kernels were not built"):
         assert not backend.use_native("auto", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
     assert not backend.use_native("auto", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
+
+
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ({"problem": "CUDA driver version is insufficient"}, "CUDA driver version is insufficient"),
+        (
+            {"capability": (7, 5)},
+            r"device 0 \(Model T\) has compute capability 7\.5, the kernels need 8\.0",
+        ),
+    ],
+)
+def test_kernels_that_cannot_run_here_warn_once_and_are_asked_for_once(monkeypatch, device, message):
+    asked = pretend_device(monkeypatch, **device)
+    with pytest.warns(RuntimeWarning, match=f"{message}.*; tensors on a GPU take the plain PyTorch reference"):
+        assert not backend.use_native("auto", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
+    assert not backend.use_native("auto", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
+    with pytest.raises(ValueError, match=f'"cuda" needs a CUDA device.*{message}'):
+        backend.use_native("cuda", fake_cuda_tensor(), cuda_dtypes=backend.CUDA_DTYPES)
+    assert len(asked) == 1
 
 
 def test_dense_fan_out_lists_every_reader():

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from convlogic_core.ops import cuda
+from convlogic_core.ops.gate_coefficients import reference_gate_coefficients
 from convlogic_core.parametrization import soft_coefficients
 
 
@@ -49,3 +52,23 @@ def test_nan_and_infinite_logits(emulated, num_logits):
 def test_wrong_logits_are_refused(emulated, logits):
     with pytest.raises(ValueError, match="4 or 16"):
         cuda.cuda_coefficients_forward(logits)
+
+
+class NoHostTensors(TorchDispatchMode):
+    """Refuses operations on tensors of the CPU, as the capture of a CUDA graph refuses to copy them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        assert all(tensor.device.type == "meta" for tensor in tensors), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_logits", [4, 16])
+def test_reference_can_be_captured(num_logits):
+    logits = torch.zeros(5, num_logits, device="meta", requires_grad=True)
+    with NoHostTensors():
+        coefficients = reference_gate_coefficients(logits)
+        torch.autograd.grad(coefficients, logits, torch.empty_like(coefficients))
+    assert coefficients.shape == (5, 4)
+    with NoHostTensors(), pytest.raises(AssertionError, match="_to_copy"):
+        torch.zeros(4).to(logits)

@@ -1,0 +1,40 @@
+"""What a training step is, and the step through the layers, which every other way must agree with.
+
+Shapes: N images, C planes, H W image, B batch.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+
+
+class TrainingStep(Protocol):
+    """A step on rows (B,) int64 of the images, at a learning rate; what it returns is the sum of the losses, ()."""
+
+    def __call__(self, rows: Tensor, lr: float) -> Tensor: ...
+
+
+class LayerStep:
+    """Through the layers, for any model on any device."""
+
+    def __init__(self, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> None:
+        self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
+
+    def __call__(self, rows: Tensor, lr: float) -> Tensor:
+        (group,) = self.optimizer.param_groups
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+        return self.run(rows)
+
+    def run(self, rows: Tensor) -> Tensor:
+        """A step at the optimizer's own rate."""
+        self.model.train()
+        loss = cross_entropy(self.model(self.x[rows].float()), self.y[rows])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach() * len(rows)
