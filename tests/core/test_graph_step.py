@@ -6,6 +6,7 @@ On a GPU: tests/gpu/test_training_step.py.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -22,13 +23,8 @@ LR = 2.0**-6
 class FakeGraph:
     """Runs the step again that was captured."""
 
-    live = 0
-
-    def __init__(self) -> None:
-        FakeGraph.live += 1
-
-    def __del__(self) -> None:
-        FakeGraph.live -= 1
+    def __init__(self, cuda: "FakeCuda") -> None:
+        cuda.graphs.add(self)
 
     def replay(self) -> None:
         self.loss.copy_(self.run())
@@ -41,6 +37,7 @@ class FakeCuda:
         self.did: list[str] = []
         self.stream = SimpleNamespace(wait_stream=lambda other: None)
         self.in_use: list[object] = []
+        self.graphs: WeakSet[FakeGraph] = WeakSet()
         self.capturing: FakeGraph | None = None
         run = LayerStep.run
 
@@ -65,7 +62,7 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "stream", self.use)
         monkeypatch.setattr(torch.cuda, "device", nullcontext)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(self))
         monkeypatch.setattr(torch.cuda, "graph", self.capture)
 
     @contextmanager
@@ -76,7 +73,7 @@ class FakeCuda:
 
     @contextmanager
     def capture(self, graph: FakeGraph, stream: object) -> Iterator[None]:
-        assert stream is self.stream and FakeGraph.live == 1, "the graph before is dropped first"
+        assert stream is self.stream and len(self.graphs) == 1, "the graph before is dropped first"
         self.capturing = graph
         yield
         self.capturing = None

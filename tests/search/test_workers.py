@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,6 +198,46 @@ def test_a_killed_worker_is_told_and_replaced(ray: Any, executor: RayExecutor) -
     assert pid not in [in_worker(ray, actor, lambda worker: os.getpid()) for actor in executor._idle]
     executor.submit(job())
     assert isinstance(finish(executor)[-1], Finished)
+
+
+def lose_gpu(worker: Any) -> None:
+    """Every job fails from now on, and so does the GPU."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be\n")
+
+    worker._runner.device = torch.device("cuda")
+    worker._runner._run = torch.cuda.synchronize = fail
+
+
+def test_a_worker_whose_gpu_is_lost_is_replaced(ray: Any, executor: RayExecutor) -> None:
+    lost = executor._idle[-1]
+    in_worker(ray, lost, lose_gpu)
+    executor.submit(job())
+    (event,) = finish(executor)
+    assert isinstance(event, Broken)
+    assert (event.cause, event.retry) == ("worker died", True)
+    assert "illegal memory access" in event.message and "\n" not in event.message
+    assert lost not in executor._idle and len(executor._idle) == 2
+    executor.submit(job())
+    assert isinstance(finish(executor)[-1], Finished)
+
+
+def test_without_a_worker_a_lost_gpu_ends_the_command(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    executor = InlineExecutor(dataset, 0.0)
+    worker = SimpleNamespace(_runner=executor._runner)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)  # restored afterwards
+        lose_gpu(worker)
+        executor.submit(job())
+        with pytest.raises(
+            Failure, match="cannot use its GPU any longer: CUDA error: an illegal memory access"
+        ):
+            executor.wait(0.0)
+    executor.submit(job())  # the same error, and a GPU that goes on
+    (event,) = executor.wait(0.0)
+    assert isinstance(event, Broken) and (event.cause, event.retry) == ("error", False)
 
 
 def test_closing_ends_the_workers_and_leaves_a_cluster_that_was_there(ray: Any, executor: RayExecutor) -> None:
