@@ -61,10 +61,10 @@ def run(x, selection, coefficients, geometry):
     return [y, *gradients]
 
 
-def reference(x, selection, coefficients, geometry):
+def reference(x, selection, coefficients, geometry, weight=None):
     y_dtype, x, coefficients = x.dtype, x.double().requires_grad_(), coefficients.double().requires_grad_()
     y = reference_logic_tree(x, selection, coefficients, **geometry)
-    weight = weight_of(y.detach().to(y_dtype))
+    weight = weight_of(y.detach().to(y_dtype)) if weight is None else weight
     return [y, *torch.autograd.grad(y, (x, coefficients), weight.double())]
 
 

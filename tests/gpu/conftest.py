@@ -1,4 +1,11 @@
-"""Tests on a real device: `pytest -m gpu`. Asked for without a device, they fail."""
+"""Tests on a real device. Asked for without a device, they fail.
+
+A machine needs PyTorch with CUDA, nvcc on PATH and numpy, safetensors, pytest, scikit-build-core, pybind11, cmake and
+ninja; nothing else of the project's dependencies is imported here. From the root of the repository:
+
+    python3 -m pip install --no-deps --no-build-isolation -C cmake.define.CONVLOGIC_CUDA=ON -e .
+    python3 -m pytest -m gpu tests/gpu
+"""
 
 import pytest
 

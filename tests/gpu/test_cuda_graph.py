@@ -25,6 +25,7 @@ def train(captured):
     """The weights after the steps, WARM_UP of them eager and the others replayed where captured."""
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, capturable=True)
+    optimizer._warned_capturable_if_run_uncaptured = True  # eager steps are meant here
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(NUM_STEPS, 96, 1, 12, 12, generator=generator).cuda()
     labels = torch.randint(0, 10, (NUM_STEPS, 96), generator=generator).cuda()

@@ -6,7 +6,9 @@ The examples and tolerances are those of the emulated tests.
 import pytest
 import torch
 
+from convlogic_core.gates import GATE_TABLE
 from convlogic_core.ops import cuda, logic_dense, logic_tree
+from convlogic_core.ops.logic_tree import reference_logic_tree
 from convlogic_core.parametrization import soft_coefficients
 from tests.cuda import test_logic_dense as dense
 from tests.cuda import test_logic_tree as tree
@@ -15,31 +17,46 @@ from tests.cuda import test_packed as packed
 pytestmark = pytest.mark.gpu
 
 BATCHES = [1, 3, 32, 33, 130, 1000, 4096]
+BEYOND_ONE_GRID = 65535 * 32 + 37
+CLEAR_GAP = 5e-4  # between the two largest values of a pool block: below it, rounding may choose the other
 
 
 def gradients(y, x, coefficients, weight):
-    return [y, *torch.autograd.grad(y, (x, coefficients), weight)]
+    inputs = (x, coefficients) if x.requires_grad else (coefficients,)
+    return [y, *torch.autograd.grad(y, inputs, weight)]
 
 
-def on_gpu(x, coefficients):
-    return x.cuda().requires_grad_(), coefficients.cuda().requires_grad_()
-
-
-def run_dense(x, indices_0, indices_1, coefficients, weight):
-    x, coefficients = on_gpu(x, coefficients)
+def run_dense(x, indices_0, indices_1, coefficients, weight, needs_grad_x=True):
+    x, coefficients = x.cuda().requires_grad_(needs_grad_x), coefficients.cuda().requires_grad_()
     y = logic_dense(x, indices_0.cuda(), indices_1.cuda(), coefficients, "cuda")
     return gradients(y, x, coefficients, weight.cuda())
 
 
-def run_tree(x, selection, coefficients, geometry):
-    x, coefficients = on_gpu(x, coefficients)
+def run_tree(x, selection, coefficients, geometry, weight, needs_grad_x=True):
+    x, coefficients = x.cuda().requires_grad_(needs_grad_x), coefficients.cuda().requires_grad_()
     y = logic_tree(x, selection.cuda(), coefficients, **geometry, implementation="cuda")
-    return gradients(y, x, coefficients, tree.weight_of(y.detach().cpu()).cuda())
+    return gradients(y, x, coefficients, weight.cuda())
 
 
-def assert_close(ours, expected, dtype):
+def tree_example(batch, **sizes):
+    """A call with the weight of every output, which is zero where rounding may choose another winner of the pool."""
+    x, selection, coefficients, geometry = tree.example(batch, **sizes)
+    pool = geometry["pool"]
+    values = reference_logic_tree(x.double(), selection, coefficients.double(), **geometry | {"pool": 1})
+    blocks = values.unfold(2, pool, pool).unfold(3, pool, pool).flatten(4)
+    weight = tree.weight_of(blocks[..., 0].to(x.dtype))
+    if pool > 1:
+        largest, second = blocks.topk(2).values.unbind(-1)
+        clear = largest - second >= CLEAR_GAP
+        assert clear.double().mean() > 0.9
+        weight *= clear
+    return x, selection, coefficients, geometry, weight
+
+
+def assert_close(ours, expected, dtype, of_sums=dense.TOLERANCE[torch.float32]):
+    """y, the gradient of x and, with the tolerance of_sums, that of the coefficients, which is float32."""
     for index, (result, exact) in enumerate(zip(ours, expected, strict=True)):
-        tolerance = dense.TOLERANCE[torch.float32 if index == 2 else dtype] * max(1.0, exact.abs().max().item())
+        tolerance = (of_sums if index == 2 else dense.TOLERANCE[dtype]) * max(1.0, exact.abs().max().item())
         torch.testing.assert_close(result.double().cpu(), exact, rtol=0, atol=tolerance)
 
 
@@ -57,7 +74,7 @@ def test_dense(batch, dtype):
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch", [7, 128])
 def test_tree(batch, depth, pool, dtype):
-    args = tree.example(batch, channels=5, image=(13, 14), num_kernels=19, depth=depth, pool=pool, dtype=dtype)
+    args = tree_example(batch, channels=5, image=(13, 14), num_kernels=19, depth=depth, pool=pool, dtype=dtype)
     results = [run_tree(*args) for _ in range(2)]
     assert_close(results[0], tree.reference(*args), dtype)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -65,20 +82,36 @@ def test_tree(batch, depth, pool, dtype):
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_tree_over_batches(batch):
-    args = tree.example(batch, depth=2, stride=(2, 1), padding=(2, 0), dtype=torch.float32)
+    args = tree_example(batch, depth=2, stride=(2, 1), padding=(2, 0), dtype=torch.float32)
     assert_close(run_tree(*args), tree.reference(*args), torch.float32)
 
 
-def test_batch_beyond_one_grid():
-    batch = 65535 * 32 + 37
-    x = torch.rand(1, batch, device="cuda").T.requires_grad_()
-    indices = torch.zeros(1, dtype=torch.int64, device="cuda")
-    coefficients = torch.tensor([[0.5, -1.0, 0.25, 2.0]], device="cuda")
-    results = []
-    for implementation in ("cuda", "python"):
-        y = logic_dense(x, indices, indices.clone(), coefficients, implementation)
-        results.append([y, *torch.autograd.grad(y.sum(), x)])
-    torch.testing.assert_close(*results)
+@pytest.mark.parametrize("batch", [64, 72, 130])
+def test_tree_backward_in_rounds(batch, monkeypatch):
+    args = tree_example(batch)
+    monkeypatch.setattr(cuda, "LEAF_GRADIENT_BYTES", 1)  # rounds of 32 images
+    assert_close(run_tree(*args), tree.reference(*args), torch.float32)
+
+
+@pytest.mark.parametrize("run, args", [(run_dense, dense.example(1000)), (run_tree, tree_example(130))])
+def test_first_layer_has_no_input_gradient(run, args):
+    y, _, grad_coefficients = run(*args)
+    ours = run(*args, needs_grad_x=False)
+    assert torch.equal(ours[0], y) and torch.equal(ours[1], grad_coefficients)
+
+
+def test_dense_beyond_one_grid():
+    args = dense.example(BEYOND_ONE_GRID, features=2, gates=1)
+    x, indices_0, indices_1, coefficients, weight = args
+    args = x, indices_0, indices_1, coefficients, weight.abs()  # sums that do not cancel
+    assert_close(run_dense(*args), dense.reference(*args), torch.float32, of_sums=1e-4)
+
+
+def test_tree_beyond_one_grid():
+    tiny = {"channels": 2, "image": (2, 2), "kernel": (1, 1), "padding": (0, 0), "num_kernels": 1, "depth": 1}
+    x, selection, coefficients, geometry, weight = tree_example(BEYOND_ONE_GRID, **tiny)
+    args = x, selection, coefficients, geometry, weight.abs()
+    assert_close(run_tree(*args), tree.reference(*args), torch.float32, of_sums=1e-4)
 
 
 @pytest.mark.parametrize("name, num_logits", [("softmax", 16), ("iwp", 4)])
@@ -105,6 +138,18 @@ def test_packed(num_images):
     assert torch.equal(packed.unpack(out.cpu(), num_images), expected)
     sums = cuda.cuda_packed_class_sums(out, 10, num_images)
     assert torch.equal(sums.cpu(), expected.unflatten(1, (10, 6)).sum(2).int())
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_images", [1, 130, 1000])
+def test_packed_tree(num_images, depth, pool):
+    _, selection, _, geometry = tree.example(1, depth=depth, pool=pool, stride=(2, 1), padding=(2, 0))
+    bits = packed.random_bits(num_images, 3, 7, 8)
+    gates = torch.randint(0, 16, (4, 2**depth - 1), generator=torch.Generator().manual_seed(0))
+    expected = reference_logic_tree(bits.float(), selection, GATE_TABLE[gates], **geometry)
+    words = cuda.cuda_packed_tree(packed.pack(bits).cuda(), selection.cuda(), gates.cuda(), **geometry)
+    assert torch.equal(packed.unpack(words.cpu(), num_images), expected.long())
 
 
 def test_current_stream_is_used():

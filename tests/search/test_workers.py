@@ -231,9 +231,7 @@ def test_without_a_worker_a_lost_gpu_ends_the_command(dataset: Dataset, monkeypa
         patch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)  # restored afterwards
         lose_gpu(worker)
         executor.submit(job())
-        with pytest.raises(
-            Failure, match="cannot use its GPU any longer: CUDA error: an illegal memory access"
-        ):
+        with pytest.raises(Failure, match="cannot use its GPU any longer: CUDA error: an illegal memory access"):
             executor.wait(0.0)
     executor.submit(job())  # the same error, and a GPU that goes on
     (event,) = executor.wait(0.0)
