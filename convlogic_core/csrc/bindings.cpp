@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -83,19 +84,19 @@ struct ForestWiring {
     std::vector<int32_t> leaves, gate_rows;
 
     ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
-                 int64_t features) {
-        leaves.reserve(size_t(trees * (gates + 1)));
-        for (int64_t i = 0; i < trees * (gates + 1); ++i)
-            leaves.push_back(checked("leaves", i, gates + 1, leaf_indices[i], features, "features of the input"));
+                 int64_t features)
+        : leaves(size_t(trees * (gates + 1))) {
+        for (size_t i = 0; i < leaves.size(); ++i)
+            leaves[i] = checked("leaves", int64_t(i), gates + 1, leaf_indices[i], features, "features of the input");
         if (!row_indices) return;
-        std::vector<bool> used(size_t(trees * gates));
-        gate_rows.reserve(used.size());
-        for (int64_t i = 0; i < trees * gates; ++i) {
-            gate_rows.push_back(checked("gate_rows", i, gates, row_indices[i], trees * gates, "rows of coefficients"));
-            if (used[size_t(row_indices[i])])
-                throw std::out_of_range("gate_rows names row " + std::to_string(row_indices[i]) +
+        gate_rows.resize(size_t(trees * gates));
+        std::vector<uint8_t> used(gate_rows.size());
+        for (size_t i = 0; i < gate_rows.size(); ++i) {
+            const int64_t row = row_indices[i];
+            gate_rows[i] = checked("gate_rows", int64_t(i), gates, row, trees * gates, "rows of coefficients");
+            if (used[size_t(row)]++)
+                throw std::out_of_range("gate_rows names row " + std::to_string(row) +
                                         " twice; every gate has its own");
-            used[size_t(row_indices[i])] = true;
         }
     }
 
@@ -112,27 +113,28 @@ struct ForestWiring {
 
     // The coefficients tree after tree, as they are or collected in `memory`.
     template <class Scalar>
-    const Scalar* in_order(const Scalar* coefficients, std::vector<Scalar>& memory) const {
+    const Scalar* in_order(const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory) const {
         if (gate_rows.empty()) return coefficients;
-        memory.resize(gate_rows.size() * 4);
+        memory.reset(new Scalar[gate_rows.size() * 4]);
         for (size_t gate = 0; gate < gate_rows.size(); ++gate)
             std::memcpy(&memory[4 * gate], coefficients + 4 * size_t(gate_rows[gate]), 4 * sizeof(Scalar));
-        return memory.data();
+        return memory.get();
     }
 };
 
 void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y, int64_t batch,
-                          int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
+                          int64_t features, int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
     const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        std::vector<Scalar> memory;
+        std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
                                     wiring.in_order(pointer<Scalar>(coefficients), memory),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
                                     trees,
+                                    group,
                                     depth_of(gates),
                                     threads};
         require_memory(CONVLOGIC_DISPATCH(forest_forward, forest, pointer<Scalar>(y)));
@@ -142,17 +144,18 @@ void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address 
 
 void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
                            Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t features,
-                           int64_t trees, int64_t gates, int itemsize, int threads) {
+                           int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
     const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        std::vector<Scalar> memory;
+        std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
                                     wiring.in_order(pointer<Scalar>(coefficients), memory),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
                                     trees,
+                                    group,
                                     depth_of(gates),
                                     threads};
         const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
@@ -277,11 +280,11 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("logic_forest_forward", &logic_forest_forward, release_gil(), py::kw_only(), arg("x"), arg("leaves"),
                arg("gate_rows"), arg("coefficients"), arg("y"), arg("batch"), arg("features"), arg("trees"),
-               arg("gates"), arg("itemsize"), arg("threads"));
+               arg("gates"), arg("group"), arg("itemsize"), arg("threads"));
     module.def("logic_forest_backward", &logic_forest_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
                arg("leaves"), arg("gate_rows"), arg("coefficients"), arg("grad_x"), arg("grad_coefficients"),
-               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("itemsize"),
-               arg("threads"));
+               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("group"),
+               arg("itemsize"), arg("threads"));
     module.def("logic_tree_forward", &logic_tree_forward, release_gil(), py::kw_only(), arg("x"), arg("selection"),
                arg("coefficients"), arg("y"), arg("winner"), arg("batch"), arg("channels"), arg("image"),
                arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"),
