@@ -1,165 +1,195 @@
 """Time of a full training step: forward, cross-entropy, backward and AdamW, on random binary images.
 
-    python -m benchmarks.train_step --preset mnist_s --batch 128 --steps 50 --peer --json step.json
+    python -m benchmarks.train_step --presets mnist_s --batches 128 512 --peer --json step.json
 
-With --peer also torchlogix (https://pypi.org/project/torchlogix/, 0.1.1), the same architecture, batch, optimizer and
-threads, its steps interleaved with ours. Times are per step; images/s are of the median.
+Ways: "network" is the training loop's own, "layers" the plain PyTorch loop over the public layers, "torchlogix"
+(--peer) the same architecture in that package. Their steps are interleaved in one run; figures are of the median. On
+the CPU the multiply limit is measured in the same run (see `benchmarks.limits`). Memory is the growth of a process of
+its own in which one way made steps.
 """
 
 import argparse
-import importlib
 import json
-import os
-import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from convlogic_core import PRESETS, ModelSpec, build_model
-from convlogic_core.ops.backend import native, native_built
+from convlogic_core.training_step import LayerStep, training_step
 
-PEER_SHARE = 10  # steps of ours for each of the peer's
+from .limits import activation_bytes, measure_limits, multiply_adds
+from .machine import circumstances
+from .peer import torchlogix_model
+
+NUM_IMAGES: Final = 2048
+TURN: Final = 12  # steps of ours in a row; the first, in a cache that others have filled, is not counted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="mnist_s")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=50, help="timed steps of ours (default 50)")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["mnist_s"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128, 512])
+    parser.add_argument("--parametrizations", nargs="+", choices=["softmax", "iwp"], default=["softmax", "iwp"])
+    parser.add_argument("--k", nargs="+", type=int, help="widths in place of the preset's own, to see how time grows")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each preset and batch (default 6)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peer", action="store_true", help="time torchlogix in the same run and print the ratio")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--peer", action="store_true", help="time torchlogix in the same run")
+    parser.add_argument("--memory", action="store_true", help="measure memory too, a process a way")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--grow", metavar="WAY", help=argparse.SUPPRESS)  # the process that --memory starts
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-
-    spec = PRESETS[arguments.preset]
-    steps = {"convlogic_core": training_step(build_model(spec, seed=0), spec, arguments.batch)}
+    if arguments.grow:
+        spec = replace(PRESETS[arguments.presets[0]], parametrization=arguments.parametrizations[0])
+        print(memory_growth(arguments.grow, spec, arguments.batches[0]))
+        return
     if arguments.peer:
         try:
-            steps["torchlogix"] = training_step(torchlogix_model(spec), spec, arguments.batch)
+            torchlogix_model(PRESETS["mnist_s"])
         except ImportError as error:
             parser.exit(1, f"{error}; install the peer: python -m pip install --no-deps torchlogix==0.1.1\n")
-
-    times = time_interleaved(steps, arguments.steps)
-    report = {
-        "preset": arguments.preset,
-        "batch": arguments.batch,
-        "threads": arguments.threads,
-        "machine": machine(),
-        "torch": torch.__version__,
-        "native": native().isa() if native_built() else None,
-        "results": {name: summary(values, arguments.batch) for name, values in times.items()},
-    }
-    print(f"{arguments.preset}, batch {arguments.batch}, {arguments.threads} threads, {report['machine']}")
-    for name, values in times.items():
-        result = summary(values, arguments.batch)
-        print(
-            f"{name:15} median {result['median_ms']:9.2f} ms  min {result['min_ms']:9.2f} ms  n={result['n']:<4} "
-            f"{result['images_per_second']:9.0f} images/s"
-        )
-    if arguments.peer:
-        ratios = {f.__name__: f(times["torchlogix"]) / f(times["convlogic_core"]) for f in (statistics.median, min)}
-        report["ratio_of_medians"], report["ratio_of_minima"] = ratios["median"], ratios["min"]
-        print(f"torchlogix takes {ratios['median']:.1f} times as long (medians; {ratios['min']:.1f} by minima)")
+    report = circumstances(arguments.threads) | {"device": arguments.device}
+    rows: list[dict[str, Any]] = []
+    print(f"{report['machine']}, {arguments.threads} threads, torch {report['torch']}, kernels {report['native']}")
+    for name in arguments.presets:
+        for k in arguments.k or [None]:
+            for batch in arguments.batches:
+                rows += compare(name, k, batch, arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(report | {"results": rows}, indent=2) + "\n")
 
 
-def training_step(model: nn.Module, spec: ModelSpec, batch: int) -> Callable[[], None]:
-    """One full step on a fixed batch (batch, C, H, W) of random bits, as a function without arguments."""
-    generator = torch.Generator().manual_seed(0)
-    images = (torch.rand(batch, *spec.input_shape, generator=generator) > 0.8).float()
-    labels = torch.randint(0, spec.num_classes, (batch,), generator=generator)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
-    model.train()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def torchlogix_model(spec: ModelSpec) -> nn.Module:
-    """The peer's network of the same sizes.
-
-    Raises:
-        ImportError: torchlogix, or what it needs, is not installed.
-    """
-    peer: Any = importlib.import_module("torchlogix.layers")
-    channels, side, _ = spec.input_shape
-    modules: list[nn.Module] = []
-    for block in spec.conv:
-        modules.append(
-            peer.LogicConv2d(
-                in_dim=side,
-                channels=channels,
-                num_kernels=block.out_channels,
-                tree_depth=block.tree_depth,
-                receptive_field_size=block.kernel,
-                stride=block.stride,
-                padding=block.padding,
-                parametrization="raw",
-            )
+def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times of all ways for one preset and batch, printed as they are found."""
+    device = torch.device(arguments.device)
+    specs = {
+        parametrization: replace(scaled(PRESETS[name], k), parametrization=parametrization)
+        for parametrization in arguments.parametrizations
+    }
+    steps = {
+        (way, parametrization): make_step(way, spec, batch, device)
+        for parametrization, spec in specs.items()
+        for way in ("network", "layers")
+    }
+    if arguments.peer:
+        steps["torchlogix", "softmax"] = make_step("torchlogix", specs.get("softmax", PRESETS[name]), batch, device)
+    limit = measure_limits(arguments.threads) if arguments.device == "cpu" else None
+    times = time_interleaved(steps, arguments.seconds, device)
+    work = multiply_adds(next(iter(specs.values())))
+    rows = []
+    for (way, parametrization), seconds in times.items():
+        median = statistics.median(seconds)
+        row: dict[str, Any] = {
+            "preset": name if k is None else f"{name} at k={k}",
+            "batch": batch,
+            "way": way,
+            "parametrization": parametrization,
+            "median_ms": 1e3 * median,
+            "min_ms": 1e3 * min(seconds),
+            "n": len(seconds),
+            "images_per_second": batch / median,
+            "multiply_adds_per_image": work,
+            "activation_bytes_per_image": activation_bytes(next(iter(specs.values()))),
+        }
+        if limit:
+            row["limit_images_per_second"] = limit.multiply_adds / work
+            row["share_of_limit"] = row["images_per_second"] / row["limit_images_per_second"]
+        if arguments.peer:
+            row["times_torchlogix"] = statistics.median(times["torchlogix", "softmax"]) / median
+        if arguments.memory:
+            row["memory_mb"] = grown_memory_mb(way, parametrization, name, batch, arguments.threads)
+        rows.append(row)
+        print(
+            f"{row['preset']:20} batch {batch:<5} {way:10} {parametrization:8} median {row['median_ms']:8.2f} ms  "
+            f"min {row['min_ms']:8.2f} ms  n={row['n']:<4} {row['images_per_second']:8,.0f} images/s"
+            + (f"  {row['share_of_limit']:6.1%} of the multiply limit" if limit else "")
+            + (f"  {row['times_torchlogix']:6.1f}x torchlogix" if arguments.peer else "")
+            + (f"  {row['memory_mb']:,.0f} MB" if arguments.memory else ""),
+            flush=True,
         )
-        modules.append(peer.OrPooling2d(kernel_size=block.pool, stride=block.pool, padding=0))
-        channels = block.out_channels
-        side = ((side + 2 * block.padding - block.kernel) // block.stride + 1) // block.pool
-    modules.append(nn.Flatten())
-    features = spec.flat_features
-    for layer in spec.dense:
-        modules.append(peer.LogicDense(features, layer.out_dim, parametrization="raw"))
-        features = layer.out_dim
-    modules.append(peer.GroupSum(k=spec.num_classes, tau=spec.tau))
-    return nn.Sequential(*modules)
+    return rows
 
 
-def time_interleaved(steps: dict[str, Callable[[], None]], num_steps: int) -> dict[str, list[float]]:
-    """Seconds of each step, two warm-up steps left out; the first of `steps` runs PEER_SHARE times for each other."""
-    for step in steps.values():
-        step()
-        step()
-    ours, *others = steps
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def scaled(spec: ModelSpec, k: int | None) -> ModelSpec:
+    """The preset with its first block k kernels wide and all other layers in proportion."""
+    if k is None:
+        return spec
+    of = spec.conv[0].out_channels
+    return replace(
+        spec,
+        conv=tuple(replace(block, out_channels=block.out_channels * k // of) for block in spec.conv),
+        dense=tuple(replace(layer, out_dim=layer.out_dim * k // of) for layer in spec.dense),
+    )
 
-    def run(name: str) -> None:
-        start = time.perf_counter()
-        steps[name]()
-        times[name].append(time.perf_counter() - start)
 
-    for done in range(num_steps):
-        run(ours)
-        if done % PEER_SHARE == PEER_SHARE - 1 or done == num_steps - 1:
-            for name in others:
-                run(name)
+def make_step(way: str, spec: ModelSpec, batch: int, device: torch.device) -> Callable[[], Tensor]:
+    """A full step on the next random batch of images that lie ready as bytes, as a function without arguments."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(NUM_IMAGES, *spec.input_shape, generator=generator) > 0.8).to(torch.uint8).to(device)
+    y = torch.randint(0, spec.num_classes, (NUM_IMAGES,), generator=generator).to(device)
+    model = (torchlogix_model(spec) if way == "torchlogix" else build_model(spec, seed=0)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
+    step = (training_step if way == "network" else LayerStep)(model, optimizer, x, y)
+    return lambda: step(torch.randint(0, NUM_IMAGES, (batch,), generator=generator).to(device), 0.01)
+
+
+def time_interleaved(
+    steps: dict[tuple[str, str], Callable[[], Tensor]], seconds: float, device: torch.device
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of each step, five warm-up steps left out (of the peer one), in turns until `seconds` are over."""
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for (way, _), step in steps.items():
+        for _ in range(1 if way == "torchlogix" else 5):
+            step()
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    begin, turns = time.perf_counter(), 0
+    while turns < 3 or time.perf_counter() - begin < seconds:
+        for key, step in steps.items():
+            for number in range(1 if key[0] == "torchlogix" else TURN):
+                synchronize()
+                start = time.perf_counter()
+                step()
+                synchronize()
+                if number or key[0] == "torchlogix":
+                    times[key].append(time.perf_counter() - start)
+        turns += 1
     return times
 
 
-def summary(seconds: list[float], batch: int) -> dict[str, float]:
-    """Median and minimum in milliseconds, how many were timed, images a second by the median."""
-    median = statistics.median(seconds)
-    return {
-        "median_ms": 1e3 * median,
-        "min_ms": 1e3 * min(seconds),
-        "n": len(seconds),
-        "images_per_second": batch / median,
-    }
+def memory_growth(way: str, spec: ModelSpec, batch: int) -> float:
+    """Megabytes by which this process grew at most while it built a model and made three steps; Linux only."""
+    make_step(way, scaled(spec, 1), 32, torch.device("cpu"))()  # loads what torch loads at first use
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident_mb("VmRSS")
+    step = make_step(way, spec, batch, torch.device("cpu"))
+    for _ in range(3):
+        step()
+    return resident_mb("VmHWM") - before
 
 
-def machine() -> str:
-    """The processor's name, as far as the system tells, and the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+def resident_mb(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith(name))
+
+
+def grown_memory_mb(way: str, parametrization: str, preset: str, batch: int, threads: int) -> float:
+    """`memory_growth` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--grow", way, "--presets", preset]
+    command += ["--batches", str(batch), "--parametrizations", parametrization, "--threads", str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 // Trees over feature rows, forward and backward; a dense layer is a forest of single gates.
 //
 // A thread takes a range of samples and goes through all trees, so gradients of x never race.
+#include "forest_tile.h"
 #include "kernels.h"
-#include "tree.h"
 
 namespace convlogic::CONVLOGIC_ISA {
 namespace {
@@ -109,39 +109,49 @@ void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const
         if (!written[feature]) memset(rows.grad_x + feature * rows.stride, 0, size_t(rows.lanes) * sizeof(Scalar));
 }
 
-// Where a narrow tile of all features and their gradients fits the cache, samples are copied into one, a block at a
-// time: rows that lie a power of two apart would share few cache sets.
-constexpr int64_t tile_bytes = 128, tile_budget_bytes = 400 << 10;
+// Where a tile of all features and their gradients fits the cache, samples are copied into one, a block at a time: rows
+// that lie a power of two apart would share few cache sets.
+constexpr int64_t tile_budget_bytes = 400 << 10;
 
 template <class Scalar>
 void copy_rows(int64_t features, int64_t lanes, const Scalar* from, int64_t from_stride, Scalar* to,
                int64_t to_stride) {
     for (int64_t feature = 0; feature < features; ++feature, from += from_stride, to += to_stride)
-        if (lanes * int64_t(sizeof(Scalar)) == tile_bytes)
-            memcpy(to, from, tile_bytes);
+        if (lanes * int64_t(sizeof(Scalar)) == forest_tile_bytes)
+            memcpy(to, from, forest_tile_bytes);
         else
             for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
 }
 
 template <class Scalar, int depth>
 bool backward_tiles(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    constexpr int64_t tile = tile_bytes / sizeof(Scalar), num_gates = (1 << depth) - 1;
+    constexpr int64_t tile = forest_tile_bytes / sizeof(Scalar), num_gates = (1 << depth) - 1;
     const BatchBlocks blocks = forest_blocks(forest.batch);
+    const size_t plane_bytes = size_t(forest.features * forest_tile_bytes);
     bool complete = true;
 #pragma omp parallel for num_threads(forest.threads) schedule(dynamic) reduction(&& : complete)
     for (int64_t block = 0; block < blocks.count; ++block) {
-        Scalar* x = static_cast<Scalar*>(scratch(size_t(forest.features * (2 * tile_bytes + 1))));
+        Scalar* x = static_cast<Scalar*>(scratch(2 * plane_bytes + forest_tile_bytes));
         complete = complete && x;
         if (!x) continue;
-        Scalar* grad_x = x + forest.features * tile;
-        uint8_t* written = reinterpret_cast<uint8_t*>(grad_x + forest.features * tile);
+        Scalar *grad_x = x + forest.features * tile, *ragged = grad_x + forest.features * tile;
         Scalar* partials = gradients.partials + block * forest.trees * num_gates * 4;
         const int64_t start = block * blocks.lanes, end = smaller(start + blocks.lanes, forest.batch);
         for (int64_t first = start; first < end; first += tile) {
             const int64_t lanes = smaller(tile, end - first);
+            const Scalar* grad_y = gradients.y + first;
+            if (lanes < tile) memset(x, 0, plane_bytes);
+            memset(grad_x, 0, plane_bytes + forest_tile_bytes);
             copy_rows(forest.features, lanes, forest.x + first, forest.batch, x, tile);
-            backward_rows<Scalar, depth, true>(forest, {x, grad_x, tile, lanes}, gradients.y + first, tile, partials,
-                                               first > start, written);
+            const auto upstream = [&](int64_t k) {
+                __builtin_prefetch(grad_y + (k + 16) * forest.batch);
+                __builtin_prefetch(grad_y + (k + 16) * forest.batch + tile / 2);
+                if (lanes == tile) return grad_y + k * forest.batch;
+                for (int64_t lane = 0; lane < lanes; ++lane) ragged[lane] = grad_y[k * forest.batch + lane];
+                return static_cast<const Scalar*>(ragged);
+            };
+            forest_tile_backward<Scalar, depth>(forest.coefficients, forest.leaves, forest.trees, x, upstream, grad_x,
+                                                partials, first > start);
             copy_rows(forest.features, lanes, grad_x, tile, gradients.x + first, forest.batch);
         }
     }
@@ -163,7 +173,7 @@ bool forward(const Forest<Scalar>& forest, Scalar* y) {
 
 template <class Scalar, int depth>
 bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradients) {
-    if (gradients.x && 2 * tile_bytes * forest.features <= tile_budget_bytes)
+    if (gradients.x && 2 * forest_tile_bytes * forest.features <= tile_budget_bytes)
         return backward_tiles<Scalar, depth>(forest, gradients);
     const BatchBlocks blocks = forest_blocks(forest.batch);
     const int64_t ranges = smaller(forest.threads, blocks.count);

@@ -2,15 +2,16 @@
 #include "network.h"
 
 #include "conv_tile.h"
+#include "forest_tile.h"
 #include "kernels.h"
 #include "tree.h"
 
 namespace convlogic::CONVLOGIC_ISA {
 namespace {
 
-constexpr int width = vector_width<float>, group_vectors = group_lanes / width;
+constexpr int width = vector_width<float>;
 constexpr int64_t tiles = group_lanes / conv_tile_lanes;
-static_assert(conv_tile_lanes == tile_lanes<float>);
+static_assert(conv_tile_lanes == tile_lanes<float> && group_lanes * sizeof(float) == forest_tile_bytes);
 
 // What a thread holds of one group. Planes are [tile][input of conv i], features [feature][group_lanes].
 struct Workspace {
@@ -141,59 +142,29 @@ void forward_convs(const Network& net, const Workspace& work) {
 // The sums of each class's trees, divided by tau.
 template <int depth>
 void forward_forest(const Network& net, const Workspace& work) {
-    constexpr int num_leaves = 1 << depth, in_flight = group_vectors < 4 ? group_vectors : 4;
     const int64_t trees_a_class = net.trees / net.num_classes;
-    const float* c = net.coefficients + 4 * net.first_gate;
-    const int32_t* leaves = net.leaves;
+    memset(work.classes, 0, size_t(net.num_classes * group_lanes) * sizeof(float));
     for (int64_t k = 0; k < net.num_classes; ++k) {
+        const int64_t first = k * trees_a_class;
         float* sums = work.classes + k * group_lanes;
-        memset(sums, 0, group_lanes * sizeof(float));
-        for (int64_t t = 0; t < trees_a_class; ++t, c += 4 * (num_leaves - 1), leaves += num_leaves) {
-            const float* row[num_leaves];
-            for (int l = 0; l < num_leaves; ++l) row[l] = work.features + leaves[l] * group_lanes;
-#pragma GCC unroll 1
-            for (int64_t lane = 0; lane < group_lanes; lane += in_flight * width) {
-                Vector<float> value[in_flight];
-                tree<float, depth, in_flight>(c, [&](int l, int i) { return load(row[l] + lane + i * width); }, value);
-                for (int i = 0; i < in_flight; ++i) {
-                    float* to = sums + lane + i * width;
-                    store(to, load(to) + value[i]);
-                }
-            }
-        }
+        forest_tile_forward<float, depth>(
+            net.coefficients + 4 * (net.first_gate + first * ((1 << depth) - 1)), net.leaves + (first << depth),
+            trees_a_class, work.features,
+            [=](int64_t, int i, Vector<float> value) { store(sums + i * width, load(sums + i * width) + value); });
         for (int64_t lane = 0; lane < group_lanes; ++lane) sums[lane] /= net.tau;
     }
 }
 
 template <int depth>
 void backward_forest(const Network& net, const Workspace& work, float* partials, bool accumulate) {
-    using Backward = TreeBackward<float, depth>;
-    constexpr int num_leaves = Backward::num_leaves, num_gates = Backward::num_gates;
-    static_assert(group_vectors <= Backward::max_vectors);
     const int64_t trees_a_class = net.trees / net.num_classes;
-    const float* c = net.coefficients + 4 * net.first_gate;
-    const int32_t* leaves = net.leaves;
-    partials += 4 * net.first_gate;
-    Backward backward;
-    for (int64_t k = 0; k < net.num_classes; ++k)
-        for (int64_t t = 0; t < trees_a_class; ++t) {
-            const float* row[num_leaves];
-            float* grad_row[num_leaves];
-            for (int l = 0; l < num_leaves; ++l) {
-                row[l] = work.features + leaves[l] * group_lanes;
-                grad_row[l] = work.grad_features + leaves[l] * group_lanes;
-            }
-            for (int i = 0; i < group_vectors; ++i)
-                backward.gradient[num_gates - 1][i] = load(work.classes + k * group_lanes + i * width);
-            backward.template run<true>(
-                c, group_vectors, [&](int l, int i) { return load(row[l] + i * width); },
-                [&](int l, int i, Vector<float> v) {
-                    float* to = grad_row[l] + i * width;
-                    store(to, load(to) + v);
-                },
-                [&](int g) { return partials + 4 * g; }, accumulate);
-            c += 4 * num_gates, partials += 4 * num_gates, leaves += num_leaves;
-        }
+    for (int64_t k = 0; k < net.num_classes; ++k) {
+        const int64_t first = k * trees_a_class, first_gate = net.first_gate + first * ((1 << depth) - 1);
+        forest_tile_backward<float, depth>(
+            net.coefficients + 4 * first_gate, net.leaves + (first << depth), trees_a_class, work.features,
+            [=](int64_t) { return work.classes + k * group_lanes; }, work.grad_features, partials + 4 * first_gate,
+            accumulate);
+    }
 }
 
 void backward_convs(const Network& net, const Workspace& work, float* partials, bool accumulate) {

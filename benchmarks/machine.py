@@ -1,0 +1,39 @@
+"""What a figure must say with it: the machine, the versions, the commit and the date."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from convlogic_core.ops.backend import native, native_built
+
+
+def circumstances(threads: int) -> dict[str, object]:
+    """Of a run of a benchmark, for its JSON."""
+    return {
+        "machine": machine(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "native": native().isa() if native_built() else None,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+    }
+
+
+def machine() -> str:
+    """The processor's name, as far as the system tells, and the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    return found.stdout.strip() or None
