@@ -60,7 +60,9 @@ def compile_all(
 
 
 @pytest.mark.parametrize(
-    ("system", "platform", "flags"), [("linux-gnu", "linux", ("-fopenmp",)), ("macos", "darwin", WITHOUT_OPENMP)]
+    ("system", "platform", "flags"),
+    [("linux-gnu", "linux", ("-fopenmp",)), ("macos", "darwin", WITHOUT_OPENMP)],
+    ids=["linux", "macos"],
 )
 def test_compiles_for_arm64(system: str, platform: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     zig = shutil.which("zig")
