@@ -110,11 +110,11 @@ def test_gradcheck():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 def test_opcheck():
-    x, leaves, gate_rows, coefficients, weight = example(8)
-    torch.library.opcheck(torch.ops.convlogic.logic_forest.default, (x, leaves, gate_rows, coefficients))
+    x, leaves, gate_rows, coefficients, weight = example(8, trees=12, group=3)
+    torch.library.opcheck(torch.ops.convlogic.logic_forest.default, (x, leaves, gate_rows, coefficients, 3))
     tensors = [tensor.detach() for tensor in (weight, x, leaves, gate_rows, coefficients)]
     for needs_grad_x in (True, False):
-        torch.library.opcheck(torch.ops.convlogic.logic_forest_backward.default, (*tensors, needs_grad_x))
+        torch.library.opcheck(torch.ops.convlogic.logic_forest_backward.default, (*tensors, needs_grad_x, 3))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,7 @@ def test_wrong_wiring_is_refused(wiring, value, message):
         ({"gate_rows": torch.zeros(10, 7, dtype=torch.int64)}, "one entry a row"),
         ({"leaves": torch.zeros(11, 4, dtype=torch.int64)}, r"leaves of shape \(11, 8\)"),
         ({"leaves": torch.zeros(11, 8, dtype=torch.int32)}, "int64"),
+        ({"group": 2}, "groups of 2"),
     ],
 )
 def test_errors(change, message):
