@@ -84,52 +84,59 @@ struct ForestWiring {
     std::vector<int32_t> leaves, gate_rows;
 
     ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
-                 int64_t features)
-        : leaves(size_t(trees * (gates + 1))) {
-        for (size_t i = 0; i < leaves.size(); ++i)
-            leaves[i] = checked("leaves", int64_t(i), gates + 1, leaf_indices[i], features, "features of the input");
+                 int64_t features, int threads)
+        : leaves(convert("leaves", leaf_indices, trees, gates + 1, features, "features of the input", threads)) {
         if (!row_indices) return;
-        gate_rows.resize(size_t(trees * gates));
+        gate_rows = convert("gate_rows", row_indices, trees, gates, trees * gates, "rows of coefficients", threads);
         std::vector<uint8_t> used(gate_rows.size());
-        for (size_t i = 0; i < gate_rows.size(); ++i) {
-            const int64_t row = row_indices[i];
-            gate_rows[i] = checked("gate_rows", int64_t(i), gates, row, trees * gates, "rows of coefficients");
+        for (const int32_t row : gate_rows)
             if (used[size_t(row)]++)
                 throw std::out_of_range("gate_rows names row " + std::to_string(row) +
                                         " twice; every gate has its own");
-        }
     }
 
-    static int32_t checked(const char* name, int64_t position, int64_t columns, int64_t value, int64_t limit,
-                           const char* of_what) {
-        if (value < 0 || value >= limit)
-            throw std::out_of_range(std::string(name) + "[" + std::to_string(position / columns) + ", " +
-                                    std::to_string(position % columns) + "] = " + std::to_string(value) +
-                                    " is outside the " + std::to_string(limit) + " " + of_what);
-        return int32_t(value);
+    static std::vector<int32_t> convert(const char* name, const int64_t* indices, int64_t rows, int64_t columns,
+                                        int64_t limit, const char* of_what, int threads) {
+        std::vector<int32_t> converted(size_t(rows * columns));
+        const int64_t size = rows * columns;
+        bool valid = true;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : valid)
+        for (int64_t i = 0; i < size; ++i) {
+            converted[size_t(i)] = int32_t(indices[i]);
+            valid = valid && uint64_t(indices[i]) < uint64_t(limit);
+        }
+        for (int64_t i = 0; i < size && !valid; ++i)
+            if (uint64_t(indices[i]) >= uint64_t(limit))
+                throw std::out_of_range(std::string(name) + "[" + std::to_string(i / columns) + ", " +
+                                        std::to_string(i % columns) + "] = " + std::to_string(indices[i]) +
+                                        " is outside the " + std::to_string(limit) + " " + of_what);
+        return converted;
     }
 
     const int32_t* rows() const { return gate_rows.empty() ? nullptr : gate_rows.data(); }
 
     // The coefficients tree after tree, as they are or collected in `memory`.
     template <class Scalar>
-    const Scalar* in_order(const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory) const {
+    const Scalar* in_order(const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory, int threads) const {
         if (gate_rows.empty()) return coefficients;
+        const int64_t size = int64_t(gate_rows.size());
         memory.reset(new Scalar[gate_rows.size() * 4]);
-        for (size_t gate = 0; gate < gate_rows.size(); ++gate)
-            std::memcpy(&memory[4 * gate], coefficients + 4 * size_t(gate_rows[gate]), 4 * sizeof(Scalar));
-        return memory.get();
+        Scalar* to = memory.get();
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t gate = 0; gate < size; ++gate)
+            std::memcpy(to + 4 * gate, coefficients + 4 * int64_t(gate_rows[size_t(gate)]), 4 * sizeof(Scalar));
+        return to;
     }
 };
 
 void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y, int64_t batch,
                           int64_t features, int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
         std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
@@ -145,12 +152,12 @@ void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address 
 void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
                            Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t features,
                            int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
         std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
