@@ -127,13 +127,13 @@ def kernels(preset: str, batch: int) -> Iterator[tuple[str, int, int, Callable[[
         coefficients = torch.cat([layer.coefficients() for layer in stack.dense]).detach().requires_grad_()
 
         def forest() -> Tensor:
-            return logic_forest(features, *wiring, coefficients)
+            return logic_forest(features, *wiring, coefficients, len(wiring[0]) // spec.num_classes)
 
         y = forest()
         gates = len(coefficients) * batch
-        yield "forest of all dense forward", 3 * gates, 4 * (features.numel() + y.numel()), forest
-        work = 10 * gates - 3 * y.numel()
-        yield "forest of all dense backward", work, 4 * (2 * features.numel() + y.numel()), backward_of(y)
+        yield "forest and class sums forward", 3 * gates, 4 * (features.numel() + y.numel()), forest
+        work = 10 * gates - 3 * len(wiring[0]) * batch
+        yield "forest and class sums backward", work, 4 * (2 * features.numel() + y.numel()), backward_of(y)
     logits = torch.cat([layer.weights.detach().flatten(0, -2) for layer in (*stack.conv, *stack.dense)])
     logits.requires_grad_()
     coefficients = gate_coefficients(logits)

@@ -26,13 +26,14 @@ class LogicNetwork(nn.Sequential):
         y: Tensor
         stack = None if torch.compiler.is_compiling() else plain_stack(self)
         wiring = stack and use_native(stack.implementation, x) and self._forest.of(stack.dense)
-        if not stack or not wiring:
+        if not stack or not wiring or len(wiring[0]) % stack.head.k:
             y = super().forward(x)  # type: ignore[no-untyped-call]
             return y
         for block in stack.conv:
             x = block(x)
         coefficients = torch.cat([layer.coefficients() for layer in stack.dense])
-        y = stack.head(logic_forest(x.flatten(1), *wiring, coefficients, stack.implementation))
+        group = len(wiring[0]) // stack.head.k
+        y = logic_forest(x.flatten(1), *wiring, coefficients, group, stack.implementation) / stack.head.tau
         return y
 
 

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -83,56 +84,64 @@ struct ForestWiring {
     std::vector<int32_t> leaves, gate_rows;
 
     ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
-                 int64_t features) {
-        leaves.reserve(size_t(trees * (gates + 1)));
-        for (int64_t i = 0; i < trees * (gates + 1); ++i)
-            leaves.push_back(checked("leaves", i, gates + 1, leaf_indices[i], features, "features of the input"));
+                 int64_t features, int threads)
+        : leaves(convert("leaves", leaf_indices, trees, gates + 1, features, "features of the input", threads)) {
         if (!row_indices) return;
-        std::vector<bool> used(size_t(trees * gates));
-        gate_rows.reserve(used.size());
-        for (int64_t i = 0; i < trees * gates; ++i) {
-            gate_rows.push_back(checked("gate_rows", i, gates, row_indices[i], trees * gates, "rows of coefficients"));
-            if (used[size_t(row_indices[i])])
-                throw std::out_of_range("gate_rows names row " + std::to_string(row_indices[i]) +
+        gate_rows = convert("gate_rows", row_indices, trees, gates, trees * gates, "rows of coefficients", threads);
+        std::vector<uint8_t> used(gate_rows.size());
+        for (const int32_t row : gate_rows)
+            if (used[size_t(row)]++)
+                throw std::out_of_range("gate_rows names row " + std::to_string(row) +
                                         " twice; every gate has its own");
-            used[size_t(row_indices[i])] = true;
-        }
     }
 
-    static int32_t checked(const char* name, int64_t position, int64_t columns, int64_t value, int64_t limit,
-                           const char* of_what) {
-        if (value < 0 || value >= limit)
-            throw std::out_of_range(std::string(name) + "[" + std::to_string(position / columns) + ", " +
-                                    std::to_string(position % columns) + "] = " + std::to_string(value) +
-                                    " is outside the " + std::to_string(limit) + " " + of_what);
-        return int32_t(value);
+    static std::vector<int32_t> convert(const char* name, const int64_t* indices, int64_t rows, int64_t columns,
+                                        int64_t limit, const char* of_what, int threads) {
+        std::vector<int32_t> converted(size_t(rows * columns));
+        const int64_t size = rows * columns;
+        bool valid = true;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : valid)
+        for (int64_t i = 0; i < size; ++i) {
+            converted[size_t(i)] = int32_t(indices[i]);
+            valid = valid && uint64_t(indices[i]) < uint64_t(limit);
+        }
+        for (int64_t i = 0; i < size && !valid; ++i)
+            if (uint64_t(indices[i]) >= uint64_t(limit))
+                throw std::out_of_range(std::string(name) + "[" + std::to_string(i / columns) + ", " +
+                                        std::to_string(i % columns) + "] = " + std::to_string(indices[i]) +
+                                        " is outside the " + std::to_string(limit) + " " + of_what);
+        return converted;
     }
 
     const int32_t* rows() const { return gate_rows.empty() ? nullptr : gate_rows.data(); }
 
     // The coefficients tree after tree, as they are or collected in `memory`.
     template <class Scalar>
-    const Scalar* in_order(const Scalar* coefficients, std::vector<Scalar>& memory) const {
+    const Scalar* in_order(const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory, int threads) const {
         if (gate_rows.empty()) return coefficients;
-        memory.resize(gate_rows.size() * 4);
-        for (size_t gate = 0; gate < gate_rows.size(); ++gate)
-            std::memcpy(&memory[4 * gate], coefficients + 4 * size_t(gate_rows[gate]), 4 * sizeof(Scalar));
-        return memory.data();
+        const int64_t size = int64_t(gate_rows.size());
+        memory.reset(new Scalar[gate_rows.size() * 4]);
+        Scalar* to = memory.get();
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t gate = 0; gate < size; ++gate)
+            std::memcpy(to + 4 * gate, coefficients + 4 * int64_t(gate_rows[size_t(gate)]), 4 * sizeof(Scalar));
+        return to;
     }
 };
 
 void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y, int64_t batch,
-                          int64_t features, int64_t trees, int64_t gates, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+                          int64_t features, int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        std::vector<Scalar> memory;
+        std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
                                     trees,
+                                    group,
                                     depth_of(gates),
                                     threads};
         require_memory(CONVLOGIC_DISPATCH(forest_forward, forest, pointer<Scalar>(y)));
@@ -142,17 +151,18 @@ void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address 
 
 void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
                            Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t features,
-                           int64_t trees, int64_t gates, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features);
+                           int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
+    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
-        std::vector<Scalar> memory;
+        std::unique_ptr<Scalar[]> memory;
         const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory),
+                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
                                     wiring.leaves.data(),
                                     batch,
                                     features,
                                     trees,
+                                    group,
                                     depth_of(gates),
                                     threads};
         const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
@@ -277,11 +287,11 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("logic_forest_forward", &logic_forest_forward, release_gil(), py::kw_only(), arg("x"), arg("leaves"),
                arg("gate_rows"), arg("coefficients"), arg("y"), arg("batch"), arg("features"), arg("trees"),
-               arg("gates"), arg("itemsize"), arg("threads"));
+               arg("gates"), arg("group"), arg("itemsize"), arg("threads"));
     module.def("logic_forest_backward", &logic_forest_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
                arg("leaves"), arg("gate_rows"), arg("coefficients"), arg("grad_x"), arg("grad_coefficients"),
-               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("itemsize"),
-               arg("threads"));
+               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("group"),
+               arg("itemsize"), arg("threads"));
     module.def("logic_tree_forward", &logic_tree_forward, release_gil(), py::kw_only(), arg("x"), arg("selection"),
                arg("coefficients"), arg("y"), arg("winner"), arg("batch"), arg("channels"), arg("image"),
                arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"),

@@ -44,6 +44,11 @@ CONVLOGIC_INLINE void forest_tile_backward(const Scalar* c, const int32_t* leave
             row[l] = x + leaves[l] * int64_t(vectors * width);
             grad_row[l] = grad_x + leaves[l] * int64_t(vectors * width);
         }
+        for (int l = 0; l < num_leaves && k + 1 < trees; ++l) {
+            const Scalar* next = x + leaves[num_leaves + l] * int64_t(vectors * width);
+            __builtin_prefetch(next);
+            __builtin_prefetch(next + vectors * width / 2);
+        }
         const Scalar* upstream = grad_y(k);
         for (int i = 0; i < vectors; ++i) backward.gradient[num_gates - 1][i] = load(upstream + i * width);
         backward.template run<true>(

@@ -33,9 +33,9 @@ constexpr BatchBlocks tree_blocks(int64_t batch) {
 // gates.
 template <class Scalar>
 struct Forest {
-    const Scalar *x, *coefficients;  // [features][batch], [trees][gates][4]
-    const int32_t* leaves;           // [trees][leaves]
-    int64_t batch, features, trees;
+    const Scalar *x, *coefficients;         // [features][batch], [trees][gates][4]
+    const int32_t* leaves;                  // [trees][leaves]
+    int64_t batch, features, trees, group;  // outputs are sums over so many consecutive trees
     int depth, threads;
 };
 

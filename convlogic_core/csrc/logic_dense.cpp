@@ -11,26 +11,36 @@ CONVLOGIC_INLINE int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+// The row of y that the trees of a group are summed in: written by the first, added to by the others.
+template <class Scalar>
+CONVLOGIC_INLINE void put(Scalar* row, bool is_first, Vector<Scalar> value, int64_t lanes) {
+    store(row, is_first ? value : value + load(row, lanes), lanes);
+}
+
 // The samples first .. end - 1.
 template <class Scalar, int depth>
 void forward_range(const Forest<Scalar>& forest, int64_t first, int64_t end, Scalar* y) {
     constexpr int num_leaves = 1 << depth, width = vector_width<Scalar>, in_flight = 4;
-    for (int64_t k = 0; k < forest.trees; ++k, y += forest.batch) {
+    int64_t group = 0, in_group = 0;
+    for (int64_t k = 0; k < forest.trees; ++k) {
         const Scalar* c = forest.coefficients + k * 4 * (num_leaves - 1);
         const Scalar* row[num_leaves];
         for (int l = 0; l < num_leaves; ++l) row[l] = forest.x + forest.leaves[k * num_leaves + l] * forest.batch;
+        Scalar* out = y + group * forest.batch;
+        const bool is_first = in_group == 0;
+        if (++in_group == forest.group) in_group = 0, ++group;
         int64_t lane = first;
         for (; lane + in_flight * width <= end; lane += in_flight * width) {
             Vector<Scalar> value[in_flight];
             const auto leaf = [&](int l, int i) { return load(row[l] + lane + i * width); };
             tree<Scalar, depth, in_flight>(c, leaf, value);
-            for (int i = 0; i < in_flight; ++i) store(y + lane + i * width, value[i]);
+            for (int i = 0; i < in_flight; ++i) put<Scalar>(out + lane + i * width, is_first, value[i], width);
         }
         for (; lane < end; lane += width) {
             Vector<Scalar> value[1];
             const auto leaf = [&](int l, int) { return load(row[l] + lane, end - lane); };
             tree<Scalar, depth, 1>(c, leaf, value);
-            store(y + lane, value[0], end - lane);
+            put<Scalar>(out + lane, is_first, value[0], end - lane);
         }
     }
 }
@@ -72,9 +82,12 @@ void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const
     constexpr int num_leaves = Backward::num_leaves, num_gates = Backward::num_gates;
     constexpr int64_t chunk = Backward::max_vectors * vector_width<Scalar>;
     if (needs_grad_x) memset(written, 0, size_t(forest.features));
-    for (int64_t k = 0; k < forest.trees; ++k, grad_y += forest.batch) {
+    int64_t group = 0, in_group = 0;
+    for (int64_t k = 0; k < forest.trees; ++k) {
+        const Scalar* upstream = grad_y + group * forest.batch;
+        if (++in_group == forest.group) in_group = 0, ++group;
         for (int64_t lane = 0; lane < rows.lanes; lane += 64 / int64_t(sizeof(Scalar)))
-            __builtin_prefetch(grad_y + 16 * forest.batch + lane);
+            __builtin_prefetch(upstream + 16 * forest.batch + lane);
         const Scalar* c = forest.coefficients + k * 4 * num_gates;
         const Scalar* row[num_leaves];
         Scalar* grad_row[num_leaves];
@@ -96,10 +109,10 @@ void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const
             for (int64_t first = start; first < stop; first += chunk) {
                 const int64_t end = smaller(first + chunk, stop);
                 if ((end - first) % vector_width<Scalar> == 0)
-                    backward_chunk<Scalar, depth, needs_grad_x, false>(c, row, grad_row, is_first, grad_y, first, end,
+                    backward_chunk<Scalar, depth, needs_grad_x, false>(c, row, grad_row, is_first, upstream, first, end,
                                                                        partial, accumulate || first > start);
                 else
-                    backward_chunk<Scalar, depth, needs_grad_x, true>(c, row, grad_row, is_first, grad_y, first, end,
+                    backward_chunk<Scalar, depth, needs_grad_x, true>(c, row, grad_row, is_first, upstream, first, end,
                                                                       partial, accumulate || first > start);
             }
         }
@@ -143,15 +156,16 @@ bool backward_tiles(const Forest<Scalar>& forest, const ForestGradients<Scalar>&
             if (lanes < tile) memset(x, 0, plane_bytes);
             memset(grad_x, 0, plane_bytes + forest_tile_bytes);
             copy_rows(forest.features, lanes, forest.x + first, forest.batch, x, tile);
-            const auto upstream = [&](int64_t k) {
-                __builtin_prefetch(grad_y + (k + 16) * forest.batch);
-                __builtin_prefetch(grad_y + (k + 16) * forest.batch + tile / 2);
-                if (lanes == tile) return grad_y + k * forest.batch;
-                for (int64_t lane = 0; lane < lanes; ++lane) ragged[lane] = grad_y[k * forest.batch + lane];
-                return static_cast<const Scalar*>(ragged);
-            };
-            forest_tile_backward<Scalar, depth>(forest.coefficients, forest.leaves, forest.trees, x, upstream, grad_x,
-                                                partials, first > start);
+            for (int64_t group = 0; group < forest.trees / forest.group; ++group, grad_y += forest.batch) {
+                __builtin_prefetch(grad_y + 16 * forest.batch);
+                __builtin_prefetch(grad_y + 16 * forest.batch + tile / 2);
+                for (int64_t lane = 0; lane < lanes && lanes < tile; ++lane) ragged[lane] = grad_y[lane];
+                const Scalar* upstream = lanes < tile ? ragged : grad_y;
+                const int64_t tree = group * forest.group, gate = tree * num_gates;
+                forest_tile_backward<Scalar, depth>(
+                    forest.coefficients + 4 * gate, forest.leaves + (tree << depth), forest.group, x,
+                    [=](int64_t) { return upstream; }, grad_x, partials + 4 * gate, first > start);
+            }
             copy_rows(forest.features, lanes, grad_x, tile, gradients.x + first, forest.batch);
         }
     }
@@ -159,7 +173,35 @@ bool backward_tiles(const Forest<Scalar>& forest, const ForestGradients<Scalar>&
 }
 
 template <class Scalar, int depth>
+bool forward_tiles(const Forest<Scalar>& forest, Scalar* y) {
+    constexpr int64_t tile = forest_tile_bytes / sizeof(Scalar), width = vector_width<Scalar>;
+    bool complete = true;
+#pragma omp parallel for num_threads(forest.threads) schedule(dynamic) reduction(&& : complete)
+    for (int64_t first = 0; first < forest.batch; first += tile) {
+        Scalar* x = static_cast<Scalar*>(scratch(size_t(forest.features * forest_tile_bytes)));
+        complete = complete && x;
+        if (!x) continue;
+        const int64_t lanes = smaller(tile, forest.batch - first);
+        if (lanes < tile) memset(x, 0, size_t(forest.features * forest_tile_bytes));
+        copy_rows(forest.features, lanes, forest.x + first, forest.batch, x, tile);
+        for (int64_t group = 0; group < forest.trees / forest.group; ++group) {
+            const int64_t tree = group * forest.group;
+            Scalar* out = y + group * forest.batch + first;
+            forest_tile_forward<Scalar, depth>(forest.coefficients + tree * 4 * ((1 << depth) - 1),
+                                               forest.leaves + (tree << depth), forest.group, x,
+                                               [=](int64_t k, int i, Vector<Scalar> value) {
+                                                   const int64_t left = lanes - i * width;
+                                                   if (left > 0) put<Scalar>(out + i * width, k == 0, value, left);
+                                               });
+        }
+    }
+    return complete;
+}
+
+template <class Scalar, int depth>
 bool forward(const Forest<Scalar>& forest, Scalar* y) {
+    if (depth > 1 && forest_tile_bytes * forest.features <= tile_budget_bytes)
+        return forward_tiles<Scalar, depth>(forest, y);
     const BatchBlocks blocks = forest_blocks(forest.batch);
     const int64_t ranges = smaller(forest.threads, blocks.count);
 #pragma omp parallel for num_threads(forest.threads) schedule(static)

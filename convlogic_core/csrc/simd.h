@@ -8,7 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __x86_64__
+// Whether x86 has instructions for vectors of this width here; the compiler splits vectors that are wider.
+#if defined(__x86_64__) && (CONVLOGIC_VECTOR_BYTES == 16 || (CONVLOGIC_VECTOR_BYTES == 32 && defined(__AVX2__)) || \
+                            (CONVLOGIC_VECTOR_BYTES == 64 && defined(__AVX512F__)))
+#define CONVLOGIC_X86_VECTORS
 #include <immintrin.h>
 #endif
 
@@ -126,7 +129,7 @@ CONVLOGIC_INLINE auto across(const V (&v)[4], const Combine& combine) {
 // between such widths apart, lane by lane.
 template <class Scalar>
 CONVLOGIC_INLINE void store_bytes(uint8_t* to, Mask<Scalar> v) {
-#ifdef __x86_64__
+#ifdef CONVLOGIC_X86_VECTORS
     if constexpr (sizeof(Scalar) == 4) {
 #if CONVLOGIC_VECTOR_BYTES == 64
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)v));
@@ -146,7 +149,7 @@ CONVLOGIC_INLINE void store_bytes(uint8_t* to, Mask<Scalar> v) {
 
 template <class Scalar>
 CONVLOGIC_INLINE Mask<Scalar> load_bytes(const uint8_t* from) {
-#ifdef __x86_64__
+#ifdef CONVLOGIC_X86_VECTORS
     if constexpr (sizeof(Scalar) == 4) {
 #if CONVLOGIC_VECTOR_BYTES == 64
         return (Mask<Scalar>)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

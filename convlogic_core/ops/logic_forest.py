@@ -15,7 +15,7 @@ from .backend import batch_innermost, batch_innermost_empty, check_tensors, nati
 
 
 def reference_logic_forest(
-    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int = 1
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `logic_forest`."""
     values: torch.Tensor = x.index_select(1, leaves.flatten()).unflatten(1, leaves.shape)  # (B, K, L)
@@ -24,7 +24,7 @@ def reference_logic_forest(
         a, b = values[:, :, 0::2], values[:, :, 1::2]
         c0, c1, c2, c3 = coefficients[rows].unbind(-1)
         values = c0 + c1 * a + c2 * b + c3 * (a * b)
-    return values.squeeze(2)
+    return values.squeeze(2).unflatten(1, (-1, group)).sum(2)
 
 
 def logic_forest(
@@ -32,19 +32,21 @@ def logic_forest(
     leaves: torch.Tensor,
     gate_rows: torch.Tensor,
     coefficients: torch.Tensor,
+    group: int = 1,
     implementation: str = "auto",
 ) -> torch.Tensor:
-    """Evaluate K trees of gates, leaf l of tree k being feature leaves[k, l].
+    """Evaluate K trees of gates, leaf l of tree k being feature leaves[k, l], and sum the outputs of each group.
 
     Args:
         x: (B, F), any strides; batch-innermost (strides (1, B)) avoids a copy.
         leaves: (K, L) int64; L = 2, 4, 8 or 16.
         gate_rows: (K, G) int64, the row of coefficients of each gate, level by level from the leaves; every row once.
         coefficients: (K * G, 4), columns c0..c3, the dtype of x.
+        group: consecutive trees that are summed, as class sums are; divides K.
         implementation: "auto", "cpu", "cuda" or "python".
 
     Returns:
-        (B, K); batch-innermost from the native kernel.
+        (B, K / group); batch-innermost from the native kernel.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -64,9 +66,11 @@ def logic_forest(
                 f"logic_forest needs leaves of shape {shape} for these gate_rows, both int64 on {x.device}; "
                 f"got {name} of {tuple(wiring.shape)}, {wiring.dtype}, on {wiring.device}"
             )
+    if group < 1 or len(leaves) % group:
+        raise ValueError(f"logic_forest cannot sum {len(leaves)} trees in groups of {group}: it must divide them")
     if not use_native(implementation, x):
-        return reference_logic_forest(x, leaves, gate_rows, coefficients)
-    y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients)
+        return reference_logic_forest(x, leaves, gate_rows, coefficients, group)
+    y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients, group)
     return y
 
 
@@ -98,12 +102,16 @@ def forest_wiring(
 
 
 def native_forest_forward(
-    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor | None, coefficients: torch.Tensor
+    x: torch.Tensor,
+    leaves: torch.Tensor,
+    gate_rows: torch.Tensor | None,
+    coefficients: torch.Tensor,
+    group: int = 1,
 ) -> torch.Tensor:
     """The native kernel; gate_rows None means one row after the other."""
     x, leaves, coefficients = batch_innermost(x), leaves.contiguous(), coefficients.contiguous()
     gate_rows = None if gate_rows is None else gate_rows.contiguous()
-    y = batch_innermost_empty(x, len(leaves))
+    y = batch_innermost_empty(x, len(leaves) // group)
     native().logic_forest_forward(
         x=x.data_ptr(),
         leaves=leaves.data_ptr(),
@@ -114,6 +122,7 @@ def native_forest_forward(
         features=x.shape[1],
         trees=leaves.shape[0],
         gates=leaves.shape[1] - 1,
+        group=group,
         itemsize=x.element_size(),
         threads=torch.get_num_threads(),
     )
@@ -127,6 +136,7 @@ def native_forest_backward(
     gate_rows: torch.Tensor | None,
     coefficients: torch.Tensor,
     needs_grad_x: bool,
+    group: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
     grad_y, x = batch_innermost(grad_y), batch_innermost(x)
@@ -148,6 +158,7 @@ def native_forest_backward(
         features=x.shape[1],
         trees=leaves.shape[0],
         gates=leaves.shape[1] - 1,
+        group=group,
         itemsize=x.element_size(),
         threads=torch.get_num_threads(),
     )
@@ -156,14 +167,16 @@ def native_forest_backward(
 
 @torch.library.custom_op("convlogic::logic_forest", mutates_args=(), device_types="cpu")
 def _forward(
-    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
-    return native_forest_forward(x, leaves, gate_rows, coefficients)
+    return native_forest_forward(x, leaves, gate_rows, coefficients, group)
 
 
 @_forward.register_fake
-def _(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    return batch_innermost_empty(x, leaves.shape[0])
+def _(
+    x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
+) -> torch.Tensor:
+    return batch_innermost_empty(x, leaves.shape[0] // group)
 
 
 @torch.library.custom_op("convlogic::logic_forest_backward", mutates_args=(), device_types="cpu")
@@ -174,8 +187,9 @@ def _backward(
     gate_rows: torch.Tensor,
     coefficients: torch.Tensor,
     needs_grad_x: bool,
+    group: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x)
+    return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x, group)
 
 
 @_backward.register_fake
@@ -186,19 +200,21 @@ def _(
     gate_rows: torch.Tensor,
     coefficients: torch.Tensor,
     needs_grad_x: bool,
+    group: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
     return grad_x, x.new_empty(coefficients.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.group = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     needs_grad_x = ctx.needs_input_grad[0]
-    grad_x, grad_coefficients = _backward(grad_y, *ctx.saved_tensors, needs_grad_x)
-    return grad_x if needs_grad_x else None, None, None, grad_coefficients
+    grad_x, grad_coefficients = _backward(grad_y, *ctx.saved_tensors, needs_grad_x, ctx.group)
+    return grad_x if needs_grad_x else None, None, None, grad_coefficients, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -13,20 +13,20 @@ from convlogic_core.ops import forest_wiring, logic_dense, logic_forest
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
-def example(batch, features=23, trees=11, depth=3, dtype=torch.float32):
-    """x, leaves, gate_rows (a permutation), coefficients, and a weight (B, K) of every output."""
+def example(batch, features=23, trees=11, depth=3, dtype=torch.float32, group=1):
+    """x, leaves, gate_rows (a permutation), coefficients, and a weight (B, K / group) of every output."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, features, dtype=dtype, generator=generator).requires_grad_()
     leaves = torch.randint(0, features, (trees, 2**depth), generator=generator)
     gates = trees * (2**depth - 1)
     gate_rows = torch.randperm(gates, generator=generator).reshape(trees, -1)
     coefficients = torch.randn(gates, 4, dtype=dtype, generator=generator).requires_grad_()
-    return x, leaves, gate_rows, coefficients, torch.randn(batch, trees, dtype=dtype, generator=generator)
+    return x, leaves, gate_rows, coefficients, torch.randn(batch, trees // group, dtype=dtype, generator=generator)
 
 
 def run(x, leaves, gate_rows, coefficients, weight, implementation):
     """y and the gradients of x (where it needs them) and of the coefficients."""
-    y = logic_forest(x, leaves, gate_rows, coefficients, implementation)
+    y = logic_forest(x, leaves, gate_rows, coefficients, len(leaves) // weight.shape[1], implementation)
     wanted = [tensor for tensor in (x, coefficients) if tensor.requires_grad]
     return [y, *torch.autograd.grad(y, wanted, weight)]
 
@@ -44,10 +44,11 @@ def test_parity(isa, depth, dtype):
     assert_parity(*example(45, depth=depth, dtype=dtype))
 
 
+@pytest.mark.parametrize("group", [1, 8])
 @pytest.mark.parametrize("features", [3, 5000])
 @pytest.mark.parametrize("batch", [0, 1, 7, 128, 1500])
-def test_parity_where_a_tile_of_the_features_fits_the_cache_and_where_not(isa, batch, features):
-    assert_parity(*example(batch, features=features, trees=40, depth=2, dtype=torch.float64))
+def test_parity_where_a_tile_of_the_features_fits_the_cache_and_where_not(isa, batch, features, group):
+    assert_parity(*example(batch, features=features, trees=40, depth=2, dtype=torch.float64, group=group))
 
 
 def test_first_layer_has_no_input_gradient(isa):
@@ -90,7 +91,7 @@ def test_forest_of_a_dense_stack_computes_the_stack(widths, implementation):
     for (indices_0, indices_1), layer in zip(layers, coefficients, strict=True):
         y = logic_dense(y, indices_0, indices_1, layer, "python")
     leaves, gate_rows = forest_wiring(layers)
-    torch.testing.assert_close(logic_forest(x, leaves, gate_rows, torch.cat(coefficients), implementation), y)
+    torch.testing.assert_close(logic_forest(x, leaves, gate_rows, torch.cat(coefficients), 1, implementation), y)
 
 
 def test_what_is_no_forest():
@@ -104,16 +105,16 @@ def test_what_is_no_forest():
 
 def test_gradcheck():
     x, leaves, gate_rows, coefficients, _ = example(3, features=4, trees=2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x, c: logic_forest(x, leaves, gate_rows, c, "cpu"), (x, coefficients))
+    assert torch.autograd.gradcheck(lambda x, c: logic_forest(x, leaves, gate_rows, c, 1, "cpu"), (x, coefficients))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 def test_opcheck():
-    x, leaves, gate_rows, coefficients, weight = example(8)
-    torch.library.opcheck(torch.ops.convlogic.logic_forest.default, (x, leaves, gate_rows, coefficients))
+    x, leaves, gate_rows, coefficients, weight = example(8, trees=12, group=3)
+    torch.library.opcheck(torch.ops.convlogic.logic_forest.default, (x, leaves, gate_rows, coefficients, 3))
     tensors = [tensor.detach() for tensor in (weight, x, leaves, gate_rows, coefficients)]
     for needs_grad_x in (True, False):
-        torch.library.opcheck(torch.ops.convlogic.logic_forest_backward.default, (*tensors, needs_grad_x))
+        torch.library.opcheck(torch.ops.convlogic.logic_forest_backward.default, (*tensors, needs_grad_x, 3))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_wrong_wiring_is_refused(wiring, value, message):
     tensor = {"leaves": leaves, "gate_rows": gate_rows}[wiring]
     tensor[2, 3] = tensor[0, 0] if value == "twice" else value
     with pytest.raises(IndexError, match=message):
-        logic_forest(x, leaves, gate_rows, coefficients, "cpu")
+        logic_forest(x, leaves, gate_rows, coefficients, 1, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,7 @@ def test_wrong_wiring_is_refused(wiring, value, message):
         ({"gate_rows": torch.zeros(10, 7, dtype=torch.int64)}, "one entry a row"),
         ({"leaves": torch.zeros(11, 4, dtype=torch.int64)}, r"leaves of shape \(11, 8\)"),
         ({"leaves": torch.zeros(11, 8, dtype=torch.int32)}, "int64"),
+        ({"group": 2}, "groups of 2"),
     ],
 )
 def test_errors(change, message):
