@@ -32,8 +32,9 @@ class NetworkStep:
         self._steps = 0.0
 
     def __call__(self, rows: Tensor, lr: float) -> Tensor:
-        if self._network and not self._network.has_wiring_it_was_built_with():
-            self._network = NativeNetwork.of(self._layers.model, self._layers.x.shape[1:])
+        model = self._layers.model
+        if plain_stack(model) is None or not (self._network and self._network.has_wiring_it_was_built_with()):
+            self._network = NativeNetwork.of(model, self._layers.x.shape[1:])  # a hook or other wiring came since
         if not self._network or self._network.estimator() == "gumbel":
             return self._layers(rows, lr)
         (group,) = self._layers.optimizer.param_groups

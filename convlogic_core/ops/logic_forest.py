@@ -24,7 +24,8 @@ def reference_logic_forest(
         a, b = values[:, :, 0::2], values[:, :, 1::2]
         c0, c1, c2, c3 = coefficients[rows].unbind(-1)
         values = c0 + c1 * a + c2 * b + c3 * (a * b)
-    return values.squeeze(2).unflatten(1, (-1, group)).sum(2)
+    y: torch.Tensor = values.squeeze(2).unflatten(1, (-1, group)).sum(2)
+    return y
 
 
 def logic_forest(

@@ -1,0 +1,44 @@
+"""The README's table of training steps, from the committed figures: `python -m benchmarks.table`."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+RESULTS: Final = Path(__file__).parent / "results"
+
+
+def step_table() -> str:
+    """Markdown: a line for each preset, parametrization and batch of results/train_step.json."""
+    report = json.loads((RESULTS / "train_step.json").read_text())
+    rows: dict[tuple[str, int], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in report["results"]:
+        rows.setdefault((row["preset"], row["batch"]), {})[row["way"], row["parametrization"]] = row
+    lines = [
+        "| network, batch | gates | training loop | share of the multiply limit | public layers | torchlogix |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (preset, batch), ways in rows.items():
+        peer = ways.get(("torchlogix", "softmax"))
+        for parametrization in ("softmax", "iwp"):
+            network, layers = ways.get(("network", parametrization)), ways.get(("layers", parametrization))
+            if not network or not layers:
+                continue
+            cells = [
+                f"{preset}, {batch}",
+                parametrization,
+                _speed(network),
+                f"{network['share_of_limit']:.0%}",
+                _speed(layers),
+                f"{peer['images_per_second']:,.0f} images/s" if peer and parametrization == "softmax" else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    ratio = f" ({row['times_torchlogix']:.0f}x)" if "times_torchlogix" in row else ""
+    return f"{row['images_per_second']:,.0f} images/s{ratio}"
+
+
+if __name__ == "__main__":
+    print(step_table(), end="")
