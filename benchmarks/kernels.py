@@ -168,7 +168,7 @@ def whole_network(
 
 
 def backward_of(y: Tensor) -> Callable[[], object]:
-    """Backward from y alone; gradients pile up in leaves that nobody reads."""
+    """Backward from y alone, to the tensors that it was computed from."""
     grad_y = torch.randn(y.shape).movedim(0, -1).contiguous().movedim(-1, 0) if y.ndim > 1 else torch.randn(y.shape)
     leaves = [leaf for leaf in leaves_of(y) if leaf.requires_grad]
     return lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True)

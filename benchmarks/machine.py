@@ -18,6 +18,7 @@ def circumstances(threads: int) -> dict[str, object]:
         "threads": threads,
         "torch": torch.__version__,
         "native": native().isa() if native_built() else None,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
     }
@@ -35,5 +36,5 @@ def machine() -> str:
 
 def _commit() -> str | None:
     root = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
     return found.stdout.strip() or None

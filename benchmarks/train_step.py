@@ -30,7 +30,8 @@ from .machine import circumstances
 from .peer import torchlogix_model
 
 NUM_IMAGES: Final = 2048
-TURN: Final = 12  # steps of ours in a row; the first, in a cache that others have filled, is not counted
+TURN: Final = 12  # steps in a row; the first, in a cache that others have filled, is not counted
+PEER_TURN: Final = 2  # of the peer, which takes as long for one as we for a hundred
 
 
 def main() -> None:
@@ -49,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.grow:
-        spec = replace(PRESETS[arguments.presets[0]], parametrization=arguments.parametrizations[0])
+        spec = scaled(PRESETS[arguments.presets[0]], arguments.k[0] if arguments.k else None)
+        spec = replace(spec, parametrization=arguments.parametrizations[0])
         print(memory_growth(arguments.grow, spec, arguments.batches[0]))
         return
     if arguments.peer:
@@ -81,7 +83,7 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
         for way in ("network", "layers")
     }
     if arguments.peer:
-        steps["torchlogix", "softmax"] = make_step("torchlogix", specs.get("softmax", PRESETS[name]), batch, device)
+        steps["torchlogix", "softmax"] = make_step("torchlogix", scaled(PRESETS[name], k), batch, device)
     limit = measure_limits(arguments.threads) if arguments.device == "cpu" else None
     times = time_interleaved(steps, arguments.seconds, device)
     work = multiply_adds(next(iter(specs.values())))
@@ -106,7 +108,7 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
         if arguments.peer:
             row["times_torchlogix"] = statistics.median(times["torchlogix", "softmax"]) / median
         if arguments.memory:
-            row["memory_mb"] = grown_memory_mb(way, parametrization, name, batch, arguments.threads)
+            row["memory_mb"] = grown_memory_mb(way, parametrization, name, k, batch, arguments.threads)
         rows.append(row)
         print(
             f"{row['preset']:20} batch {batch:<5} {way:10} {parametrization:8} median {row['median_ms']:8.2f} ms  "
@@ -131,11 +133,19 @@ def scaled(spec: ModelSpec, k: int | None) -> ModelSpec:
     )
 
 
-def make_step(way: str, spec: ModelSpec, batch: int, device: torch.device) -> Callable[[], Tensor]:
+def data_of(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """NUM_IMAGES random images as planes of bytes, and their classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 5, (NUM_IMAGES, *spec.input_shape), generator=generator, dtype=torch.uint8) == 0
+    return x.to(torch.uint8), torch.randint(0, spec.num_classes, (NUM_IMAGES,), generator=generator)
+
+
+def make_step(
+    way: str, spec: ModelSpec, batch: int, device: torch.device, data: tuple[Tensor, Tensor] | None = None
+) -> Callable[[], Tensor]:
     """A full step on the next random batch of images that lie ready as bytes, as a function without arguments."""
     generator = torch.Generator().manual_seed(0)
-    x = (torch.rand(NUM_IMAGES, *spec.input_shape, generator=generator) > 0.8).to(torch.uint8).to(device)
-    y = torch.randint(0, spec.num_classes, (NUM_IMAGES,), generator=generator).to(device)
+    x, y = (tensor.to(device) for tensor in data or data_of(spec))
     model = (torchlogix_model(spec) if way == "torchlogix" else build_model(spec, seed=0)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
     step = (training_step if way == "network" else LayerStep)(model, optimizer, x, y)
@@ -145,25 +155,25 @@ def make_step(way: str, spec: ModelSpec, batch: int, device: torch.device) -> Ca
 def time_interleaved(
     steps: dict[tuple[str, str], Callable[[], Tensor]], seconds: float, device: torch.device
 ) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each step, five warm-up steps left out (of the peer one), in turns until `seconds` are over."""
+    """Seconds of each step, five warm-up steps (of the peer two) left out, in turns until `seconds` are over."""
 
     def synchronize() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     for (way, _), step in steps.items():
-        for _ in range(1 if way == "torchlogix" else 5):
+        for _ in range(2 if way == "torchlogix" else 5):
             step()
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     begin, turns = time.perf_counter(), 0
     while turns < 3 or time.perf_counter() - begin < seconds:
         for key, step in steps.items():
-            for number in range(1 if key[0] == "torchlogix" else TURN):
+            for number in range(PEER_TURN if key[0] == "torchlogix" else TURN):
                 synchronize()
                 start = time.perf_counter()
                 step()
                 synchronize()
-                if number or key[0] == "torchlogix":
+                if number:
                     times[key].append(time.perf_counter() - start)
         turns += 1
     return times
@@ -172,9 +182,10 @@ def time_interleaved(
 def memory_growth(way: str, spec: ModelSpec, batch: int) -> float:
     """Megabytes by which this process grew at most while it built a model and made three steps; Linux only."""
     make_step(way, scaled(spec, 1), 32, torch.device("cpu"))()  # loads what torch loads at first use
+    x, y = data_of(spec)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident_mb("VmRSS")
-    step = make_step(way, spec, batch, torch.device("cpu"))
+    step = make_step(way, spec, batch, torch.device("cpu"), (x, y))
     for _ in range(3):
         step()
     return resident_mb("VmHWM") - before
@@ -182,13 +193,14 @@ def memory_growth(way: str, spec: ModelSpec, batch: int) -> float:
 
 def resident_mb(name: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith(name))
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith(name))
 
 
-def grown_memory_mb(way: str, parametrization: str, preset: str, batch: int, threads: int) -> float:
+def grown_memory_mb(way: str, parametrization: str, preset: str, k: int | None, batch: int, threads: int) -> float:
     """`memory_growth` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train_step", "--grow", way, "--presets", preset]
     command += ["--batches", str(batch), "--parametrizations", parametrization, "--threads", str(threads)]
+    command += ["--k", str(k)] if k else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -3,7 +3,9 @@
 Shapes: N images, C planes, H W image, B batch.
 """
 
-from typing import Any, Final
+import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,54 +14,78 @@ from torch.optim import AdamW
 from .layer_step import LayerStep
 from .network import PlainStack, forest_of, plain_stack
 from .ops.backend import native, use_native
+from .ops.packed import tree_output_size
 
 
 class NetworkStep:
     """On the CPU: the whole network in native code, groups of samples going through all layers, AdamW fused.
 
-    Estimator "gumbel", whose noise torch draws, goes through the layers.
+    Estimator "gumbel", whose noise torch draws, goes through the layers, and so does what a model has become that
+    `NativeNetwork` does not take. Changes made through `.data` between two steps are not seen.
     """
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> "NetworkStep | None":
-        """None where the model is no plain stack of conv blocks and a forest, in float32 on the CPU."""
+        """None where model, optimizer or data are not what the native network takes; see `NativeNetwork.of`."""
         network = NativeNetwork.of(model, x.shape[1:])
-        return cls(network, LayerStep(model, optimizer, x, y)) if network else None
+        (group,) = optimizer.param_groups
+        plain = not (group["amsgrad"] or group["maximize"])
+        plain = plain and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        if not network or not plain or x.dtype != torch.uint8 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            return None
+        if x.device.type != "cpu" or y.device.type != "cpu":
+            return None
+        return cls(network, LayerStep(model, optimizer, x.contiguous(), y.contiguous()))
 
     def __init__(self, network: "NativeNetwork", layers: LayerStep) -> None:
         self._network: NativeNetwork | None = network
         self._layers = layers
+        self._built_for = _signature(layers.model)
         self._steps = 0.0
 
     def __call__(self, rows: Tensor, lr: float) -> Tensor:
-        model = self._layers.model
-        if plain_stack(model) is None or not (self._network and self._network.has_wiring_it_was_built_with()):
-            self._network = NativeNetwork.of(model, self._layers.x.shape[1:])  # a hook or other wiring came since
-        if not self._network or self._network.estimator() == "gumbel":
+        signature = _signature(self._layers.model)
+        if signature != self._built_for:
+            self._network = NativeNetwork.of(self._layers.model, self._layers.x.shape[1:])
+            self._built_for = signature
+        network, optimizer = self._network, self._layers.optimizer
+        if not network or network.estimator() == "gumbel" or not len(rows) or not network.has_moments(optimizer):
             return self._layers(rows, lr)
-        (group,) = self._layers.optimizer.param_groups
+        self._layers.model.train()
+        (group,) = optimizer.param_groups
         group["lr"] = lr
-        if self._steps != self._optimizer_steps():  # fused optimizers leave no trace in a tensor's version
-            self._network.forget_coefficients()
-        self._network.compute_coefficients()
-        loss = self._network.gradients(self._layers.x, self._layers.y, rows)
-        self._network.step(self._layers.optimizer)
-        self._steps = self._optimizer_steps()
+        if self._steps != network.num_steps(optimizer):  # fused optimizers leave no trace in a tensor's version
+            network.forget_coefficients()
+        network.compute_coefficients()
+        loss = network.gradients(self._layers.x, self._layers.y, rows)
+        network.step(optimizer)
+        self._steps = network.num_steps(optimizer)
         return torch.tensor(loss)
 
-    def _optimizer_steps(self) -> float:
-        states = self._layers.optimizer.state.values()
-        return sum(float(state["step"]) for state in states)
+
+def _signature(model: nn.Module) -> list[object]:
+    """Everything but weights that a native network is built from; another one means another network."""
+    stack = plain_stack(model)
+    if stack is None:
+        return []
+    signature: list[object] = [stack.head.k, stack.head.tau]
+    for layer in (*stack.conv, *stack.dense):
+        signature += [id(layer), layer.grad_factor, layer.weights.requires_grad, layer.weights.dtype]
+        signature += [number for wiring in layer.buffers() for number in (wiring.data_ptr(), wiring._version)]
+    return signature
 
 
 class NativeNetwork:
-    """A plain stack as one native network; its parameters stay the layers'."""
+    """A plain stack as one native network; its parameters stay the layers', its wiring is copied."""
 
     @classmethod
     def of(cls, model: nn.Module, input_shape: tuple[int, ...]) -> "NativeNetwork | None":
-        """None where the model cannot be run as a whole on planes of this shape (C, H, W)."""
+        """None where the model cannot be run as a whole on planes of this shape (C, H, W).
+
+        It takes plain stacks of conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
+        """
         stack = plain_stack(model)
-        if stack is None or not stack.conv or not stack.dense or len(input_shape) != 3 or len(stack.conv) > 8:
+        if stack is None or not _fits(stack, input_shape) or len(stack.conv) > native().max_convs:
             return None
         layers = (*stack.conv, *stack.dense)
         weights = [layer.weights for layer in layers]
@@ -78,15 +104,11 @@ class NativeNetwork:
         self._layers = (*stack.conv, *stack.dense)
         self._num_classes = stack.head.k
         self._coefficients_of: tuple[object, ...] = ()
-        self._wiring = [
-            *(block.selection for block in stack.conv),
-            *(indices for layer in stack.dense for indices in (layer.indices_0, layer.indices_1)),
-        ]
-        self._wiring_versions = [indices._version for indices in self._wiring]
         self._network = native().Network(image=input_shape, num_classes=stack.head.k, tau=stack.head.tau)
         for block in stack.conv:
+            selection = block.selection.contiguous()
             self._network.add_conv(
-                selection=block.selection.contiguous().data_ptr(),
+                selection=selection.data_ptr(),
                 kernels=block.out_channels,
                 gates=2**block.tree_depth - 1,
                 kernel=block.kernel,
@@ -103,10 +125,6 @@ class NativeNetwork:
             layer_sizes=[layer.out_dim for layer in stack.dense],
         )
 
-    def has_wiring_it_was_built_with(self) -> bool:
-        """Whether no other wiring has been loaded since."""
-        return self._wiring_versions == [indices._version for indices in self._wiring]
-
     def estimator(self) -> str:
         """The layers' own; "gumbel" where they differ, which no native network computes."""
         names = {layer.estimator for layer in self._layers}
@@ -116,7 +134,8 @@ class NativeNetwork:
         """Bring the network's coefficients up to date with the logits, where anything else has changed them."""
         discrete = not soft and self.estimator() == "ste"
         if self._coefficients_of != self._state(discrete):
-            self._update(discrete)
+            self._network.compute_coefficients(**self._logits(discrete))
+            self._coefficients_of = self._state(discrete)
 
     def forget_coefficients(self) -> None:
         """Have them computed anew: the logits were changed by something that torch does not count."""
@@ -125,10 +144,20 @@ class NativeNetwork:
     def gradients(self, x: Tensor, y: Tensor, rows: Tensor) -> float:
         """The sum of the cross-entropy over some rows; the gradient of its mean stays here for `step`.
 
+        Args:
+            x: (N, C, H, W) uint8 planes, contiguous.
+            y: (N,) int64 classes, contiguous.
+            rows: (B,) int64, B at least 1.
+
         Raises:
+            ValueError: rows of another kind, or none.
             IndexError: a row or a label out of range.
         """
-        x, y, rows = x.contiguous(), y.contiguous(), rows.contiguous()
+        if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu" or not len(rows):
+            raise ValueError(
+                f"rows must be one or more int64 on the CPU, got {rows.dtype} {tuple(rows.shape)} on {rows.device}"
+            )
+        rows = rows.contiguous()
         loss: float = self._network.gradients(
             images=x.data_ptr(),
             num_images=len(x),
@@ -139,6 +168,21 @@ class NativeNetwork:
         )
         return loss
 
+    def has_moments(self, optimizer: AdamW) -> bool:
+        """Whether the optimizer's state is none yet or of the layers' shapes, all of one step."""
+        states = [optimizer.state.get(layer.weights) or {} for layer in self._layers]
+        if not any(states):
+            return True
+        return len({float(state.get("step", -1)) for state in states}) == 1 and all(
+            state[name].shape == layer.weights.shape and state[name].is_contiguous()
+            for state, layer in zip(states, self._layers, strict=True)
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+
+    def num_steps(self, optimizer: AdamW) -> float:
+        """That the optimizer has made on the first layer."""
+        return float(optimizer.state[self._layers[0].weights].get("step", 0))
+
     def step(self, optimizer: AdamW) -> None:
         """AdamW on the logits, with the moments in the optimizer's state; then the coefficients of the new logits."""
         (group,) = optimizer.param_groups
@@ -146,28 +190,31 @@ class NativeNetwork:
         for layer in self._layers:
             state = optimizer.state[layer.weights]
             if not state:
-                state["step"] = torch.zeros(())
+                state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(layer.weights)
                 state["exp_avg_sq"] = torch.zeros_like(layer.weights)
             state["step"] += 1
             states.append(state)
-        self._update(
-            self.estimator() == "ste",
+        discrete = self.estimator() == "ste"
+        (beta1, beta2), number = group["betas"], float(states[0]["step"])
+        self._network.step(
+            **self._logits(discrete),
             means=[state["exp_avg"].data_ptr() for state in states],
             variances=[state["exp_avg_sq"].data_ptr() for state in states],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
+            lr=group["lr"] / (1 - beta1**number),
+            mean_rate=1 - beta1,
+            variance_rate=1 - beta2,
+            variance_scale=1 / math.sqrt(1 - beta2**number),
             epsilon=group["eps"],
-            weight_decay=group["weight_decay"],
-            step=int(states[0]["step"]),
+            decay=group["lr"] * group["weight_decay"],
         )
+        self._coefficients_of = self._state(discrete)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Soft class scores (N, num_classes) of planes x (N, C, H, W) uint8."""
+        """Soft class scores (N, num_classes) of planes x (N, C, H, W) uint8 on the CPU."""
         self.compute_coefficients(soft=True)
         x = x.contiguous()
-        scores = torch.empty(len(x), self._num_classes)
+        scores = torch.empty(len(x), self._num_classes, dtype=torch.float32, device="cpu")
         self._network.scores(
             images=x.data_ptr(), num_images=len(x), scores=scores.data_ptr(), threads=torch.get_num_threads()
         )
@@ -177,24 +224,31 @@ class NativeNetwork:
         weights = [layer.weights for layer in self._layers]
         return discrete, *((weight.data_ptr(), weight._version) for weight in weights)
 
-    def _update(self, discrete: bool, **step: Any) -> None:
-        self._network.update(
-            logits=[layer.weights.data_ptr() for layer in self._layers],
-            num_logits=self._layers[0].weights.shape[-1],
-            discrete=discrete,
-            threads=torch.get_num_threads(),
-            **(step or _NO_STEP),
-        )
-        self._coefficients_of = self._state(discrete)
+    def _logits(self, discrete: bool) -> dict[str, Any]:
+        return {
+            "logits": [layer.weights.data_ptr() for layer in self._layers],
+            "num_logits": self._layers[0].weights.shape[-1],
+            "discrete": discrete,
+            "threads": torch.get_num_threads(),
+        }
 
 
-_NO_STEP: Final[dict[str, Any]] = {
-    "means": [],
-    "variances": [],
-    "lr": 0.0,
-    "beta1": 0.0,
-    "beta2": 0.0,
-    "epsilon": 0.0,
-    "weight_decay": 0.0,
-    "step": 1,
-}
+def _fits(stack: PlainStack, input_shape: tuple[int, ...]) -> bool:
+    """Whether the layers take what the ones before them give, from planes of this shape on."""
+    if not stack.conv or not stack.dense or len(input_shape) != 3:
+        return False
+    channels, *size = input_shape
+    for block in stack.conv:
+        if channels != block.in_channels:
+            return False
+        try:
+            size = [*tree_output_size(size, block.kernel, block.stride, block.padding, block.pool)]
+        except ValueError:
+            return False
+        channels = block.out_channels
+    widths = [channels * math.prod(size), *(layer.out_dim for layer in stack.dense)]
+    return (
+        all(width == layer.in_dim for width, layer in zip(widths, stack.dense, strict=False))
+        and all(below <= 2 * above for below, above in pairwise(widths))
+        and widths[-1] % stack.head.k == 0
+    )

@@ -31,9 +31,12 @@ class LogicNetwork(nn.Sequential):
             return y
         for block in stack.conv:
             x = block(x)
+        x = x.flatten(1) if stack.flattens else x
+        if x.ndim != 2 or x.shape[1] != stack.dense[0].in_dim:
+            raise ValueError(f"the first dense layer expects (batch, {stack.dense[0].in_dim}), got {tuple(x.shape)}")
         coefficients = torch.cat([layer.coefficients() for layer in stack.dense])
         group = len(wiring[0]) // stack.head.k
-        y = logic_forest(x.flatten(1), *wiring, coefficients, group, stack.implementation) / stack.head.tau
+        y = logic_forest(x, *wiring, coefficients, group, stack.implementation) / stack.head.tau
         return y
 
 
@@ -43,6 +46,7 @@ class PlainStack(NamedTuple):
     conv: tuple[ConvLogicLayer, ...]
     dense: tuple[LogicLayer, ...]
     head: GroupSum
+    flattens: bool
 
     @property
     def implementation(self) -> str:
@@ -66,12 +70,18 @@ def plain_stack(model: nn.Module) -> PlainStack | None:
         or len(in_order) != len(modules)
         or any(a is not b for a, b in zip(in_order, modules, strict=True))
         or (conv and not flat)
-        or any(module._forward_hooks or module._forward_pre_hooks for module in (model, *modules))
+        or any(_has_hooks(module) for module in (model, *modules))
         or any((layer.start_dim, layer.end_dim) != (1, -1) for layer in flat)
         or len({layer.implementation for layer in (*conv, *dense)}) != 1
     ):
         return None
-    return PlainStack(conv, dense, head)
+    return PlainStack(conv, dense, head, bool(flat))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def forest_of(dense: Sequence[LogicLayer]) -> tuple[Tensor, Tensor] | None:

@@ -52,7 +52,7 @@ def packed_sums(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ValueError: another kind of model or mode, or x does not fit the model or is not binary.
     """
-    conv, dense, head = _discrete_stack(model)
+    conv, dense, head, _ = _discrete_stack(model)
     if conv and (x.ndim != 4 or x.shape[1] != conv[0].in_channels):
         raise ValueError(f"the model expects (batch, {conv[0].in_channels}, H, W), got {tuple(x.shape)}")
     implementation = "python" if any(layer.implementation == "python" for layer in (*conv, *dense)) else "auto"

@@ -168,8 +168,11 @@ class TrainingRun:
             total_loss += self.step(batch, learning_rate(spec.lr, spec.decay_fraction, progress))
         mean_loss = float(total_loss) / num_images
         duration_s = time.perf_counter() - start
-        if not math.isfinite(mean_loss):
-            raise Diverged(f"the loss is {mean_loss} in epoch {self.epoch + 1}: lr {spec.lr:g} is likely too high")
+        what = "" if math.isfinite(mean_loss) else f"the loss is {mean_loss}"
+        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
+            what = what or "weights are infinite or NaN"  # which discrete gates, and so the loss, may hide
+        if what:
+            raise Diverged(f"{what} in epoch {self.epoch + 1}: lr {spec.lr:g} is likely too high")
         self.epoch += 1
         soft, discrete = soft_and_discrete_accuracy(self.model, self.data.validation)
         return EpochRecord(self.epoch, mean_loss, soft, discrete, num_images / duration_s, time.time_ns() // 1_000_000)

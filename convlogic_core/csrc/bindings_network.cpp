@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <cmath>
 #include <vector>
 
 #include "bindings.h"
@@ -27,6 +26,8 @@ public:
         const auto out = [&](int64_t size, int64_t Pair::* axis) {
             return ((size + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
         };
+        if (height + 2 * padding.first < kernel.first || width + 2 * padding.second < kernel.second)
+            throw std::invalid_argument("conv block " + std::to_string(convs_.size() + 1) + ": the image is too small");
         NetworkConv conv{};
         leaves_.push_back(
             leaf_pixels(pointer<int32_t>(selection), kernels, gates, channels, {height, width}, kernel, padding));
@@ -75,37 +76,27 @@ public:
         coefficients_.resize(size_t(4 * num_gates_));
     }
 
-    // Addresses of each layer's logits and moments, in order; without moments only coefficients are computed.
-    void update(const std::vector<Address>& logits, const std::vector<Address>& means,
-                const std::vector<Address>& variances, int num_logits, bool discrete, float lr, float beta1,
-                float beta2, float epsilon, float weight_decay, int64_t step, int threads) {
-        const bool stepping = !means.empty();
-        if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4) ||
-            (stepping && (means.size() != logits.size() || variances.size() != logits.size())))
-            throw std::invalid_argument("an address a layer is needed, and 16 or 4 logits a gate");
-        const AdamW adamw{lr,
-                          beta1,
-                          beta2,
-                          epsilon,
-                          weight_decay,
-                          float(1 - std::pow(double(beta1), double(step))),
-                          float(1 - std::pow(double(beta2), double(step)))};
-        if (stepping) CONVLOGIC_DISPATCH(network_sum_partials, network(), blocks_, threads, partials_.data());
-        for (size_t i = 0; i < layers_.size(); ++i) {
-            const Layer& layer = layers_[i];
-            const LogitLayer target{pointer<float>(logits[i]),
-                                    stepping ? pointer<float>(means[i]) : nullptr,
-                                    stepping ? pointer<float>(variances[i]) : nullptr,
-                                    layer.places.empty() ? nullptr : layer.places.data(),
-                                    layer.first_gate,
-                                    layer.gates};
-            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, stepping ? &adamw : nullptr,
-                               partials_.data(), threads);
-        }
+    // Of the logits at these addresses, one a layer in order.
+    void compute_coefficients(const std::vector<Address>& logits, int num_logits, bool discrete, int threads) {
+        update(logits, {}, {}, num_logits, discrete, nullptr, threads);
+    }
+
+    // Moves the logits against the last gradients; moments are updated too. Then the coefficients of the new logits.
+    void step(const std::vector<Address>& logits, const std::vector<Address>& means,
+              const std::vector<Address>& variances, int num_logits, bool discrete, int threads, float lr,
+              float mean_rate, float variance_rate, float variance_scale, float epsilon, float decay) {
+        if (!blocks_) throw std::logic_error("a step needs gradients before it");
+        if (means.size() != layers_.size() || variances.size() != layers_.size())
+            throw std::invalid_argument("the moments of " + std::to_string(layers_.size()) + " layers are needed");
+        CONVLOGIC_DISPATCH(network_sum_partials, network(), blocks_, threads, partials_.data());
+        blocks_ = 1;
+        const AdamW adamw{lr, mean_rate, variance_rate, variance_scale, epsilon, decay};
+        update(logits, means, variances, num_logits, discrete, &adamw, threads);
     }
 
     // The sum of the cross-entropy over a batch; gradients stay here for `update`.
     double gradients(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) {
+        if (size < 1) throw std::invalid_argument("gradients need at least one row");
         const Batch batch = checked(images, num_images, rows, labels, size, threads);
         blocks_ = num_network_blocks(size);
         partials_.resize(size_t(blocks_ * num_gates_ * 4));
@@ -126,6 +117,24 @@ private:
         std::vector<int32_t> places;
         int64_t first_gate, gates;
     };
+
+    void update(const std::vector<Address>& logits, const std::vector<Address>& means,
+                const std::vector<Address>& variances, int num_logits, bool discrete, const AdamW* adamw, int threads) {
+        if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4))
+            throw std::invalid_argument("the logits of " + std::to_string(layers_.size()) +
+                                        " layers are needed, 16 or 4 a gate");
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            const Layer& layer = layers_[i];
+            const LogitLayer target{pointer<float>(logits[i]),
+                                    adamw ? pointer<float>(means[i]) : nullptr,
+                                    adamw ? pointer<float>(variances[i]) : nullptr,
+                                    layer.places.empty() ? nullptr : layer.places.data(),
+                                    layer.first_gate,
+                                    layer.gates};
+            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, adamw, partials_.data(),
+                               threads);
+        }
+    }
 
     Network network() {
         const auto [channels, height, width] = image_;
@@ -176,6 +185,7 @@ private:
 void bind_network(py::module_& module) {
     using py::arg;
     using release_gil = py::call_guard<py::gil_scoped_release>;
+    module.attr("max_convs") = max_convs;
     py::class_<NativeNetwork>(module, "Network")
         .def(py::init<std::array<int64_t, 3>, int64_t, float>(), py::kw_only(), arg("image"), arg("num_classes"),
              arg("tau"))
@@ -183,9 +193,11 @@ void bind_network(py::module_& module) {
              arg("kernel"), arg("stride"), arg("padding"), arg("pool"))
         .def("set_forest", &NativeNetwork::set_forest, py::kw_only(), arg("leaves"), arg("gate_rows"), arg("trees"),
              arg("gates"), arg("layer_sizes"))
-        .def("update", &NativeNetwork::update, release_gil(), py::kw_only(), arg("logits"), arg("means"),
-             arg("variances"), arg("num_logits"), arg("discrete"), arg("lr"), arg("beta1"), arg("beta2"),
-             arg("epsilon"), arg("weight_decay"), arg("step"), arg("threads"))
+        .def("compute_coefficients", &NativeNetwork::compute_coefficients, release_gil(), py::kw_only(), arg("logits"),
+             arg("num_logits"), arg("discrete"), arg("threads"))
+        .def("step", &NativeNetwork::step, release_gil(), py::kw_only(), arg("logits"), arg("means"), arg("variances"),
+             arg("num_logits"), arg("discrete"), arg("threads"), arg("lr"), arg("mean_rate"), arg("variance_rate"),
+             arg("variance_scale"), arg("epsilon"), arg("decay"))
         .def("gradients", &NativeNetwork::gradients, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
              arg("rows"), arg("labels"), arg("size"), arg("threads"))
         .def("scores", &NativeNetwork::scores, release_gil(), py::kw_only(), arg("images"), arg("num_images"),

@@ -230,8 +230,9 @@ bool make_workspace(const Network& net, bool backward, Workspace* work) {
 
 bool network_scores(const Network& net, const Batch& batch, float* scores) {
     const int64_t groups = num_groups(batch.size);
+    if (!groups) return true;
     bool complete = true;
-#pragma omp parallel num_threads(batch.threads) reduction(&& : complete)
+#pragma omp parallel num_threads(int(groups < batch.threads ? groups : batch.threads)) reduction(&& : complete)
     {
         Workspace work;
         complete = make_workspace(net, false, &work);
@@ -251,7 +252,7 @@ bool network_scores(const Network& net, const Batch& batch, float* scores) {
 bool network_gradients(const Network& net, const Batch& batch, double* losses, float* partials) {
     const int64_t groups = num_groups(batch.size), blocks = num_network_blocks(batch.size);
     bool complete = true;
-#pragma omp parallel num_threads(batch.threads) reduction(&& : complete)
+#pragma omp parallel num_threads(int(blocks < batch.threads ? blocks : batch.threads)) reduction(&& : complete)
     {
         Workspace work;
         complete = make_workspace(net, true, &work);

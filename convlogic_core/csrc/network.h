@@ -63,9 +63,10 @@ struct LogitLayer {
     int64_t first_gate, gates;
 };
 
+// As in torch.optim.AdamW, worked out in double before: lr is corrected by 1 - beta1 ** step, variance_scale is
+// 1 / sqrt(1 - beta2 ** step), the rates are 1 - beta, decay is lr * weight_decay.
 struct AdamW {
-    float lr, beta1, beta2, epsilon, weight_decay;
-    float correction1, correction2;  // 1 - beta ** step
+    float lr, mean_rate, variance_rate, variance_scale, epsilon, decay;
 };
 
 // False where scratch memory ran out.

@@ -14,10 +14,10 @@ CONVLOGIC_INLINE V square_root(V x) {
 // As torch.optim.AdamW.
 template <class V>
 CONVLOGIC_INLINE void step(const AdamW& adamw, V gradient, V& logits, V& mean, V& variance) {
-    mean += (gradient - mean) * (1 - adamw.beta1);
-    variance = variance * adamw.beta2 + gradient * gradient * (1 - adamw.beta2);
-    const V scale = square_root(variance) * (1 / __builtin_sqrtf(adamw.correction2)) + adamw.epsilon;
-    logits = logits * (1 - adamw.lr * adamw.weight_decay) - mean / scale * (adamw.lr / adamw.correction1);
+    mean += (gradient - mean) * adamw.mean_rate;
+    variance += (gradient * gradient - variance) * adamw.variance_rate;
+    const V scale = square_root(variance) * adamw.variance_scale + adamw.epsilon;
+    logits = logits * (1 - adamw.decay) - mean / scale * adamw.lr;
 }
 
 template <class Rule>

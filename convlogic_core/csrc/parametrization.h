@@ -7,15 +7,14 @@
 
 namespace convlogic::CONVLOGIC_ISA {
 
-enum class Parametrization { softmax = 16, iwp = 4 };  // the number of logits
-
 // A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87,
 // infinite above 88.
 template <class V>
 CONVLOGIC_INLINE V exp(V x) {
     if constexpr (sizeof(x[0]) == 4) {
         typedef int32_t Int __attribute__((vector_size(sizeof(V))));
-        const auto too_large = x > 88.0f, too_small = x < -87.0f;
+        const auto too_large = x > 88.0f, too_small = x < -87.0f, is_nan = x != x;
+        const V given = x;
         x = too_large | too_small ? V{} : x;
         constexpr float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer, in the low bits
         const V shifted = x * 1.44269504f + magic, n = shifted - magic;
@@ -29,7 +28,7 @@ CONVLOGIC_INLINE V exp(V x) {
         p = p * r + 1.0f;
         const Int exponent = (Int)shifted << 23;
         const V y = (V)((Int)p + exponent);
-        return too_large ? V{} + __builtin_inff() : too_small ? V{} : y;
+        return is_nan ? given : too_large ? V{} + __builtin_inff() : too_small ? V{} : y;
     } else {
         for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = __builtin_exp(x[i]);
         return x;

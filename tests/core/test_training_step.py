@@ -245,3 +245,78 @@ def test_rows_and_labels_outside_the_data_are_refused(rows: list[int], label: in
     step, _ = native_step(build_model(SPEC, 3), x, y)
     with pytest.raises(IndexError, match=message):
         step(torch.tensor(rows), 0.1)
+
+
+def test_what_was_changed_between_steps_is_seen() -> None:
+    x, y = data(SPEC)
+    rows = torch.arange(len(x))
+    model = build_model(SPEC, 3)
+    step, _ = native_step(model, x, y)
+    step(rows, 0.01)
+    head = model[-1]
+    assert isinstance(head, GroupSum)
+    head.tau = 0.3
+    twin = build_model(replace(SPEC, tau=0.3), 3)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(step(rows, 0.01), LayerStep(twin, adamw(twin), x, y)(rows, 0.01), rtol=1e-4, atol=1e-4)
+    frozen = next(iter(model.parameters())).requires_grad_(False)
+    before = frozen.clone()
+    step(rows, 0.01)
+    assert torch.equal(frozen, before)
+
+
+def test_a_hook_registered_later_runs() -> None:
+    x, y = data(SPEC)
+    model = build_model(SPEC, 3)
+    step, _ = native_step(model, x, y)
+    step(torch.arange(9), 0.01)
+    calls: list[int] = []
+    model[1].register_full_backward_hook(lambda *_: calls.append(1))
+    step(torch.arange(9), 0.01)
+    assert calls == [1]
+
+
+def test_wiring_that_is_not_contiguous() -> None:
+    selection = build_model(SPEC, 3)[0].selection.T.contiguous().T
+    model = build_model(SPEC, 3)
+    model[0].selection = selection
+    x, y = data(SPEC)
+    step, _ = native_step(model, x, y)
+    expected = build_model(SPEC, 3)
+    torch.testing.assert_close(
+        step(torch.arange(9), 0.1), LayerStep(expected, adamw(expected), x, y)(torch.arange(9), 0.1)
+    )
+
+
+def test_other_optimizers_and_data_go_through_the_layers() -> None:
+    x, y = data(SPEC)
+    model = build_model(SPEC, 3)
+    other = torch.optim.AdamW(model.parameters(), amsgrad=True)
+    assert NetworkStep.of(model, other, x, y) is None
+    assert NetworkStep.of(model, adamw(model), x.float(), y) is None
+    assert NetworkStep.of(model, adamw(model), x, y.int()) is None
+    assert NetworkStep.of(model, adamw(model), x, y[:-1]) is None
+    assert NativeNetwork.of(model, (3, 11, 9)) is None
+    assert NativeNetwork.of(model, (2, 12, 12)) is None
+    tall = nn.Sequential(
+        ConvLogicLayer(2, 4, kernel=6, stride=2, padding=0, pool=1), nn.Flatten(), LogicLayer(4, 6), GroupSum(3)
+    )
+    assert NativeNetwork.of(tall, (2, 5, 5)) is None  # the kernel is larger than the image
+
+
+def test_no_rows_at_all_are_refused() -> None:
+    x, y = data(SPEC)
+    network = NativeNetwork.of(build_model(SPEC, 3), x.shape[1:])
+    assert network is not None
+    for rows in (torch.arange(0), torch.arange(3).int(), torch.arange(4).reshape(2, 2)):
+        with pytest.raises(ValueError, match="rows must be one or more int64"):
+            network.gradients(x, y, rows)
+
+
+def test_a_step_needs_gradients() -> None:
+    x, _ = data(SPEC)
+    model = build_model(SPEC, 3)
+    network = NativeNetwork.of(model, x.shape[1:])
+    assert network is not None
+    with pytest.raises(RuntimeError, match="a step needs gradients before it"):
+        network.step(adamw(model))

@@ -259,6 +259,12 @@ def test_soft_and_discrete_are_two_measurements_of_the_same_weights(data: Encode
 # What cannot be trained
 
 
+def test_divergence_is_told_where_discrete_gates_hide_it(data: EncodedDataset) -> None:
+    train = replace(tiny_candidate().train, lr=1.0, weight_decay=1e6, estimator="ste")
+    with pytest.raises(Diverged, match=r"^weights are infinite or NaN in epoch [1-4]: lr 1 is likely too high$"):
+        trained(replace(tiny_candidate(), train=train), data, 4)
+
+
 def test_a_diverging_loss_is_told(data: EncodedDataset) -> None:
     candidate = replace(tiny_candidate(), train=replace(tiny_candidate().train, lr=1e38))
     with pytest.raises(Diverged, match=r"^the loss is (nan|inf) in epoch 1: lr 1e\+38 is likely too high$"):
