@@ -41,7 +41,7 @@ class NetworkStep:
         self._network: NativeNetwork | None = network
         self._layers = layers
         self._built_for = _signature(layers.model)
-        self._steps = 0.0
+        self._steps = -1.0
 
     def __call__(self, rows: Tensor, lr: float) -> Tensor:
         signature = _signature(self._layers.model)
@@ -49,13 +49,16 @@ class NetworkStep:
             self._network = NativeNetwork.of(self._layers.model, self._layers.x.shape[1:])
             self._built_for = signature
         network, optimizer = self._network, self._layers.optimizer
-        if not network or network.estimator() == "gumbel" or not len(rows) or not network.has_moments(optimizer):
+        if not network or network.estimator() == "gumbel" or not len(rows):
             return self._layers(rows, lr)
-        self._layers.model.train()
+        if self._steps != network.num_steps(optimizer):
+            if not network.has_moments(optimizer):
+                return self._layers(rows, lr)
+            network.forget_coefficients()  # fused optimizers leave no trace in a tensor's version
+        if not self._layers.model.training:
+            self._layers.model.train()
         (group,) = optimizer.param_groups
         group["lr"] = lr
-        if self._steps != network.num_steps(optimizer):  # fused optimizers leave no trace in a tensor's version
-            network.forget_coefficients()
         network.compute_coefficients()
         loss = network.gradients(self._layers.x, self._layers.y, rows)
         network.step(optimizer)

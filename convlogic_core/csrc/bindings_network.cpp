@@ -88,10 +88,9 @@ public:
         if (!blocks_) throw std::logic_error("a step needs gradients before it");
         if (means.size() != layers_.size() || variances.size() != layers_.size())
             throw std::invalid_argument("the moments of " + std::to_string(layers_.size()) + " layers are needed");
-        CONVLOGIC_DISPATCH(network_sum_partials, network(), blocks_, threads, partials_.data());
-        blocks_ = 1;
         const AdamW adamw{lr, mean_rate, variance_rate, variance_scale, epsilon, decay};
         update(logits, means, variances, num_logits, discrete, &adamw, threads);
+        blocks_ = 1;  // the others are in it now
     }
 
     // The sum of the cross-entropy over a batch; gradients stay here for `update`.
@@ -123,17 +122,15 @@ private:
         if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4))
             throw std::invalid_argument("the logits of " + std::to_string(layers_.size()) +
                                         " layers are needed, 16 or 4 a gate");
+        std::vector<LogitLayer> targets;
         for (size_t i = 0; i < layers_.size(); ++i) {
             const Layer& layer = layers_[i];
-            const LogitLayer target{pointer<float>(logits[i]),
-                                    adamw ? pointer<float>(means[i]) : nullptr,
-                                    adamw ? pointer<float>(variances[i]) : nullptr,
-                                    layer.places.empty() ? nullptr : layer.places.data(),
-                                    layer.first_gate,
-                                    layer.gates};
-            CONVLOGIC_DISPATCH(network_update, network(), target, num_logits, discrete, adamw, partials_.data(),
-                               threads);
+            targets.push_back({pointer<float>(logits[i]), adamw ? pointer<float>(means[i]) : nullptr,
+                               adamw ? pointer<float>(variances[i]) : nullptr,
+                               layer.places.empty() ? nullptr : layer.places.data(), layer.first_gate, layer.gates});
         }
+        CONVLOGIC_DISPATCH(network_update, network(), targets.data(), int64_t(targets.size()), num_logits, discrete,
+                           adamw, partials_.data(), adamw ? blocks_ : 0, threads);
     }
 
     Network network() {

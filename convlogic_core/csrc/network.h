@@ -70,18 +70,17 @@ struct AdamW {
 };
 
 // False where scratch memory ran out.
-#define CONVLOGIC_DECLARE_NETWORK(isa)                                                                     \
-    namespace isa {                                                                                        \
-    /* Class scores [batch][num_classes]. */                                                               \
-    bool network_scores(const Network&, const Batch&, float* scores);                                      \
-    /* Cross-entropy: the sum over each block's samples in losses, gradients of its mean over the batch in \
-       partials [num_network_blocks][num_gates][4]. */                                                     \
-    bool network_gradients(const Network&, const Batch&, double* losses, float* partials);                 \
-    /* Adds the other blocks to the first. */                                                              \
-    void network_sum_partials(const Network&, int64_t blocks, int threads, float* partials);               \
-    /* Steps the logits (adamw null: they stay) and writes coefficients, soft or discrete. */              \
-    void network_update(const Network&, const LogitLayer&, int num_logits, bool discrete, const AdamW*,    \
-                        const float* gradients, int threads);                                              \
+#define CONVLOGIC_DECLARE_NETWORK(isa)                                                                        \
+    namespace isa {                                                                                           \
+    /* Class scores [batch][num_classes]. */                                                                  \
+    bool network_scores(const Network&, const Batch&, float* scores);                                         \
+    /* Cross-entropy: the sum over each block's samples in losses, gradients of its mean over the batch in    \
+       partials [num_network_blocks][num_gates][4]. */                                                        \
+    bool network_gradients(const Network&, const Batch&, double* losses, float* partials);                    \
+    /* Adds the other blocks of partials to the first, steps the logits (adamw null: neither) and writes      \
+       coefficients, soft or discrete. */                                                                     \
+    void network_update(const Network&, const LogitLayer*, int64_t num_layers, int num_logits, bool discrete, \
+                        const AdamW*, float* partials, int64_t blocks, int threads);                          \
     }
 
 CONVLOGIC_DECLARE_NETWORK(baseline)

@@ -21,9 +21,8 @@ CONVLOGIC_INLINE void step(const AdamW& adamw, V gradient, V& logits, V& mean, V
 }
 
 template <class Rule>
-void update(const Network& net, const LogitLayer& layer, bool discrete, const AdamW* adamw, const float* gradients,
-            int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+void update(const Network& net, const LogitLayer& layer, bool discrete, const AdamW* adamw, const float* gradients) {
+#pragma omp for schedule(static) nowait
     for (int64_t first = 0; first < layer.gates; first += gates_at_once) {
         const GateRange range(first, layer.gates);
         int64_t place[gates_at_once];
@@ -58,20 +57,23 @@ void update(const Network& net, const LogitLayer& layer, bool discrete, const Ad
 
 }  // namespace
 
-void network_sum_partials(const Network& net, int64_t blocks, int threads, float* partials) {
+void network_update(const Network& net, const LogitLayer* layers, int64_t num_layers, int num_logits, bool discrete,
+                    const AdamW* adamw, float* partials, int64_t blocks, int threads) {
     const int64_t size = 4 * net.num_gates;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i += 4) {
-        Four<float> sums = load_four(partials + i);
-        for (int64_t block = 1; block < blocks; ++block) sums += load_four(partials + block * size + i);
-        store_four(partials + i, sums);
+#pragma omp parallel num_threads(threads)
+    {
+        if (blocks > 1) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < size; i += 4) {
+                Four<float> sums = load_four(partials + i);
+                for (int64_t block = 1; block < blocks; ++block) sums += load_four(partials + block * size + i);
+                store_four(partials + i, sums);
+            }
+        }
+        for (int64_t i = 0; i < num_layers; ++i)
+            num_logits == 16 ? update<Softmax<float>>(net, layers[i], discrete, adamw, partials)
+                             : update<Iwp<float>>(net, layers[i], discrete, adamw, partials);
     }
-}
-
-void network_update(const Network& net, const LogitLayer& layer, int num_logits, bool discrete, const AdamW* adamw,
-                    const float* gradients, int threads) {
-    num_logits == 16 ? update<Softmax<float>>(net, layer, discrete, adamw, gradients, threads)
-                     : update<Iwp<float>>(net, layer, discrete, adamw, gradients, threads);
 }
 
 }  // namespace convlogic::CONVLOGIC_ISA
