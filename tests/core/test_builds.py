@@ -50,7 +50,7 @@ def compile_all(
 
     def compile_one(source: Path) -> str:
         target = str(folder / f"{source.stem}.o")
-        flags = INCLUDE if source in BINDINGS else (*KERNEL_FLAGS, *kernel_flags)
+        flags = (*(INCLUDE if source in BINDINGS else KERNEL_FLAGS), *kernel_flags)
         command = [*compiler, "-std=c++17", "-fvisibility=hidden", *WARNINGS, *flags]
         run(*command, "-c", str(source), "-o", target, **environment)
         return target
