@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from .layer_step import LayerStep
 from .network import PlainStack, forest_of, plain_stack
 from .ops.backend import native, use_native
-from .ops.packed import tree_output_size
+from .ops.logic_tree import tree_output_size
 
 
 class NetworkStep:

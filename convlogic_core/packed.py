@@ -13,7 +13,7 @@ from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .network import PlainStack, plain_stack
 from .ops import pack_bits, packed_class_sums, packed_dense, packed_tree
 from .ops.backend import use_native
-from .ops.packed import tree_output_size
+from .ops.logic_tree import tree_output_size
 from .ops.packed_native import PackedStack
 
 _LAYERWISE_IMAGES = 4096  # at a time where there are no native kernels: bounds the memory

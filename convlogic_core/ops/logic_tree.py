@@ -82,17 +82,7 @@ def logic_tree(
             f"logic_tree needs a selection of shape {shape}, leaves of each kernel, int32, on {x.device}; "
             f"got {tuple(selection.shape)}, {selection.dtype}, on {selection.device}"
         )
-    if min(kernel) < 1 or max(kernel) > 256 or min(stride) < 1 or min(padding) < 0 or pool not in (1, 2):
-        raise ValueError(
-            f"logic_tree needs kernel 1..256, stride >= 1, padding >= 0 and pool 1 or 2; "
-            f"got kernel={kernel}, stride={stride}, padding={padding}, pool={pool}"
-        )
-    height, width = _output_size(x, kernel, stride, padding, pool)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"an image of {x.shape[2]}x{x.shape[3]} with padding {padding} is too small for kernel {kernel}, "
-            f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
-        )
+    tree_output_size(x.shape[2:], kernel, stride, padding, pool)
     if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
         return reference_logic_tree(x, selection, coefficients, kernel, stride, padding, pool)
     if x.is_cuda:
@@ -102,12 +92,28 @@ def logic_tree(
     return y
 
 
-def _output_size(
-    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], pool: int
+def tree_output_size(
+    image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], pool: int
 ) -> tuple[int, int]:
+    """H' and W' of a tree convolution, pooling included.
+
+    Raises:
+        ValueError: sizes that cannot be, or an image smaller than the kernel or than the pooling window.
+    """
+    if min(kernel) < 1 or max(kernel) > 256 or min(stride) < 1 or min(padding) < 0 or pool not in (1, 2):
+        raise ValueError(
+            f"a tree convolution needs kernel 1..256, stride >= 1, padding >= 0 and pool 1 or 2; "
+            f"got kernel={kernel}, stride={stride}, padding={padding}, pool={pool}"
+        )
+    # a window that does not fit gives less than one position whatever the stride: -1 // stride is -1
     height, width = (
-        ((size + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1) // pool for axis, size in enumerate(x.shape[2:])
+        ((size + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1) // pool for axis, size in enumerate(image)
     )
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"an image of {image[0]}x{image[1]} with padding {padding} is too small for kernel {kernel}, "
+            f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
+        )
     return height, width
 
 
@@ -171,7 +177,7 @@ def _empty_outputs(
     padding: Sequence[int],
     pool: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y = batch_innermost_empty(x, coefficients.shape[0], *_output_size(x, kernel, stride, padding, pool))
+    y = batch_innermost_empty(x, coefficients.shape[0], *tree_output_size(x.shape[2:], kernel, stride, padding, pool))
     return y, torch.empty_like(y, dtype=torch.uint8) if pool > 1 else x.new_empty(0, dtype=torch.uint8)
 
 

@@ -6,7 +6,6 @@ Shape letters: N images, W = ceil(N / 64) words, F features, O gates, C channels
 L = 2**depth leaves, G = L - 1 gates, H' X' output size.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import pad
 from ..gates import GATE_TABLE, NUM_GATES
 from . import cuda
 from .backend import native, use_native
+from .logic_tree import tree_output_size
 from .packed_native import PackedStack
 
 WORD_BITS: Final = 64
@@ -158,31 +158,6 @@ def packed_tree(
     stack = PackedStack(words.shape[:3])
     stack.add_tree(selection, gates, kernel, stride, padding, pool, size)
     return stack.planes(words)
-
-
-def tree_output_size(
-    image: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], pool: int
-) -> tuple[int, int]:
-    """H' and X' of a tree convolution.
-
-    Raises:
-        ValueError: sizes that cannot be, or an image smaller than the kernel or than the pooling window.
-    """
-    if min(kernel) < 1 or max(kernel) > 256 or min(stride) < 1 or min(padding) < 0 or pool not in (1, 2):
-        raise ValueError(
-            f"packed_tree needs kernel 1..256, stride >= 1, padding >= 0 and pool 1 or 2; "
-            f"got kernel={kernel}, stride={stride}, padding={padding}, pool={pool}"
-        )
-    # a window that does not fit gives less than one position whatever the stride: -1 // stride is -1
-    height, width = (
-        ((size + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1) // pool for axis, size in enumerate(image)
-    )
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"an image of {image[0]}x{image[1]} with padding {padding} is too small for kernel {kernel}, "
-            f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
-        )
-    return height, width
 
 
 def reference_packed_tree(
