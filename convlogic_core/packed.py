@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .network import PlainStack, plain_stack
-from .ops import pack_bits, packed_class_sums, packed_dense, packed_tree
+from .ops import highest_class, pack_bits, packed_class_sums, packed_dense, packed_tree
 from .ops.backend import use_native
 from .ops.logic_tree import tree_output_size
 from .ops.packed_native import PackedStack
@@ -30,11 +30,7 @@ def is_packable(model: nn.Module) -> bool:
 
 def packed_predict(model: nn.Module, x: Tensor) -> Tensor:
     """The class of each image, (N,) int64; of equal sums the lowest class. Arguments and errors as in `packed_sums`."""
-    sums = packed_sums(model, x).long()
-    num_classes = sums.shape[1]
-    # argmax goes image by image; the largest of these keys, which tell sum and class, is found on vectors
-    keys = sums * num_classes + torch.arange(num_classes - 1, -1, -1, device=sums.device)
-    return num_classes - 1 - keys.amax(-1) % num_classes
+    return highest_class(packed_sums(model, x))
 
 
 def packed_sums(model: nn.Module, x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..ops import pack_bits
+from ..ops.backend import native, native_built
 from ..ops.packed import reference_packed_class_sums, reference_packed_dense
+from .simplify import addresses
 
 if TYPE_CHECKING:
     from .netlist import Circuit
@@ -19,14 +21,23 @@ REFERENCE_IMAGES = 1024  # at a time: bounds the memory
 
 
 class Evaluator:
-    """A circuit made ready to run."""
+    """A circuit made ready to run: with the native kernels, put into an order that keeps values in the cache."""
 
     def __init__(self, circuit: "Circuit") -> None:
         self.circuit = circuit
+        self._program = None
+        if native_built():
+            sizes = addresses(circuit.num_inputs, circuit.gates)
+            self._program = native().NetlistProgram(num_classes=circuit.num_classes, **sizes)
 
     def sums(self, x: Tensor) -> Tensor:
         """(N, F) bits -> (N, K) int32."""
-        return torch.cat([reference_sums(self.circuit, part) for part in x.split(REFERENCE_IMAGES)])
+        if self._program is None:
+            return torch.cat([reference_sums(self.circuit, part) for part in x.split(REFERENCE_IMAGES)])
+        words = pack_bits(x)
+        sums = words.new_empty((self.circuit.num_classes, len(x)), dtype=torch.int32)
+        self._program.sums(x=words.data_ptr(), sums=sums.data_ptr(), images=len(x), threads=torch.get_num_threads())
+        return sums.T
 
 
 def reference_sums(circuit: "Circuit", x: Tensor) -> Tensor:
@@ -44,11 +55,3 @@ def reference_sums(circuit: "Circuit", x: Tensor) -> Tensor:
     inverted = -torch.from_numpy(circuit.inverted.astype(np.int64))
     outputs = nodes[torch.from_numpy(circuit.outputs.astype(np.int64))] ^ inverted[:, None]
     return reference_packed_class_sums(outputs, circuit.num_classes, len(x))
-
-
-def highest(sums: Tensor) -> Tensor:
-    """(N, K) int32 -> (N,) int64, the class of the highest sum; of equal ones the lowest."""
-    num_classes = sums.shape[1]
-    # argmax goes image by image; the largest of these keys, which tell sum and class, is found on vectors
-    keys = sums.long() * num_classes + torch.arange(num_classes - 1, -1, -1)
-    return num_classes - 1 - keys.amax(-1) % num_classes

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from ..gates import NUM_GATES
-from . import evaluate
+from ..ops import highest_class
 from .counts import CircuitCounts, count
+from .evaluate import Evaluator
 from .simplify import Gates, simplify_gates
 from .storage import read_circuit, write_circuit
 from .unroll import Layer, unroll
@@ -68,6 +69,8 @@ class Circuit:
         ):
             if array.shape != (size,) or array.dtype != dtype:
                 raise ValueError(f"{name} must be ({size},) {np.dtype(dtype)}, got {array.shape} {array.dtype}")
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{name} must be contiguous")
             array.flags.writeable = False
         if first + num_gates > MAX_NODES:
             raise ValueError(f"{num_gates:,} gates exceed the {MAX_NODES:,} nodes that a circuit may have")
@@ -125,6 +128,11 @@ class Circuit:
         """G, gates that this circuit holds."""
         return len(self.gate)
 
+    @property
+    def gates(self) -> Gates:
+        """The arrays alone."""
+        return Gates(self.a, self.b, self.gate, self.outputs, self.inverted)
+
     def simplify(self) -> "Circuit":
         """The same function with the fewest gates that local rules reach; see `simplify`."""
         return self._simplified
@@ -132,7 +140,7 @@ class Circuit:
     @cached_property
     def _simplified(self) -> "Circuit":
         layer = np.repeat(np.arange(len(self.layers)), [layer.num_gates for layer in self.layers])
-        gates, kept = simplify_gates(self.num_inputs, Gates(self.a, self.b, self.gate, self.outputs, self.inverted))
+        gates, kept = simplify_gates(self.num_inputs, self.gates)
         held = np.bincount(layer[kept], minlength=len(self.layers))
         layers = tuple(replace(layer, num_gates=int(num)) for layer, num in zip(self.layers, held, strict=True))
         return replace(self, **gates._asdict(), layers=layers)
@@ -148,7 +156,7 @@ class Circuit:
 
     def classes(self, x: Tensor) -> Tensor:
         """(N, *input_shape) bits -> (N,) int64; of equal sums the lowest class. Errors as in `sums`."""
-        return evaluate.highest(self.sums(x))
+        return highest_class(self.sums(x))
 
     def sums(self, x: Tensor) -> Tensor:
         """Ones among each class's outputs, 64 images a word.
@@ -169,8 +177,8 @@ class Circuit:
         return self._evaluator.sums(x.flatten(1))
 
     @cached_property
-    def _evaluator(self) -> evaluate.Evaluator:
-        return evaluate.Evaluator(self)
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self)
 
     def node_depths(self) -> npt.NDArray[np.int32]:
         """(1 + F + G,) gates on the longest path to each node."""

@@ -30,28 +30,22 @@ class Gates(NamedTuple):
     inverted: npt.NDArray[np.bool_]
 
 
-def simplify_gates(num_inputs: int, gates: Gates) -> tuple[Gates, npt.NDArray[np.int64]]:
+def simplify_gates(num_inputs: int, gates: Gates) -> tuple[Gates, npt.NDArray[np.int32]]:
     """The simplified gates, and for each of them the number of the gate it was, rising."""
-    if not hasattr(native(), "simplify") or not native_built():
+    if not native_built():
         return reference_simplify(num_inputs, gates)
-    a, b, gate, outputs, inverted = (np.ascontiguousarray(array) for array in gates)
-    result = native().simplify(
-        num_inputs=num_inputs,
-        num_gates=len(gate),
-        num_outputs=len(outputs),
-        a=a.ctypes.data,
-        b=b.ctypes.data,
-        gate=gate.ctypes.data,
-        outputs=outputs.ctypes.data,
-        inverted=inverted.ctypes.data,
-    )
-    a, b, gate, outputs, inverted, kept = (
-        np.frombuffer(data, dtype) for data, dtype in zip(result, ("i4", "i4", "u1", "i4", "?", "i8"), strict=True)
-    )
-    return Gates(a, b, gate, outputs, inverted), kept
+    result = native().simplify(**addresses(num_inputs, gates))
+    a, b, outputs, was = (np.frombuffer(result[i], np.int32) for i in (0, 1, 3, 5))
+    return Gates(a, b, np.frombuffer(result[2], np.uint8), outputs, np.frombuffer(result[4], np.bool_)), was
 
 
-def reference_simplify(num_inputs: int, gates: Gates) -> tuple[Gates, npt.NDArray[np.int64]]:
+def addresses(num_inputs: int, gates: Gates) -> dict[str, int]:
+    """Sizes, and where the arrays lie, as native functions take them: of arrays in C order, that a caller keeps."""
+    sizes = {"num_inputs": num_inputs, "num_gates": len(gates.gate), "num_outputs": len(gates.outputs)}
+    return sizes | {name: array.ctypes.data for name, array in gates._asdict().items()}
+
+
+def reference_simplify(num_inputs: int, gates: Gates) -> tuple[Gates, npt.NDArray[np.int32]]:
     """The specification, in plain Python."""
     literals = [2 * node for node in range(1 + num_inputs)]  # of each node: 2 * what it became + whether complemented
     known: dict[tuple[int, int, int], int] = {}  # (a, b, gate) -> node
@@ -86,7 +80,7 @@ def reference_simplify(num_inputs: int, gates: Gates) -> tuple[Gates, npt.NDArra
         np.array([renumbered[literal >> 1] for literal in outputs], np.int32),
         np.array([literal & 1 for literal in outputs], np.bool_),
     )
-    return simplified, columns[3]
+    return simplified, columns[3].astype(np.int32)
 
 
 def normalized(a: int, b: int, gate: int) -> tuple[int, int, int, int]:

@@ -305,6 +305,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("gate_coefficients_backward", &gate_coefficients_backward, release_gil(), py::kw_only(), arg("logits"),
                arg("grad_coefficients"), arg("grad_logits"), arg("gates"), arg("num_logits"), arg("itemsize"),
                arg("threads"));
+    bind_netlist(module);
     bind_network(module);
     bind_packed(module);
 }

@@ -45,6 +45,7 @@ inline int depth_of(int64_t gates) {
     return depth;
 }
 
+void bind_netlist(pybind11::module_& module);
 void bind_network(pybind11::module_& module);
 void bind_packed(pybind11::module_& module);
 

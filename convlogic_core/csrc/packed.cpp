@@ -1,13 +1,12 @@
 // Bit-packed discrete evaluation of a whole network, a chunk of images at a time so that its planes stay in the cache.
 #include "packed.h"
 
+#include "class_sums.h"
 #include "kernels.h"
-#include "simd.h"
 
 namespace convlogic::CONVLOGIC_ISA {
 namespace {
 
-using Words = Vector<Word>;
 constexpr int width = vector_width<Word>;
 
 // 1,024 images, a row of two cache lines: planes of mnist_s then take 100 to 640 KiB.
@@ -137,57 +136,16 @@ void pad(const PackedLayer& layer, Planes x, int64_t words, Word* y) {
     }
 }
 
-// sum + a + b of single bits: the sum's low bit, and the carry.
-CONVLOGIC_INLINE Words full_adder(Words& sum, Words a, Words b) {
-    const Words either = sum ^ a, carry = (sum & a) | (either & b);
-    sum = either ^ b;
-    return carry;
-}
-
-constexpr int max_digits = 31;
-
-// Adds up rows of bits, for `width` words side by side, into binary digits; returns how many digits there are.
-int count_ones(Planes x, int64_t rows, int64_t words, Words (&digits)[max_digits]) {
-    int num_digits = 3;
-    while (rows >> num_digits) ++num_digits;
-    for (int i = 0; i < num_digits; ++i) digits[i] = Words{};
-    for (int64_t first = 0; first < rows; first += 8) {
-        Words row[8];
-        for (int i = 0; i < 8; ++i) row[i] = first + i < rows ? load(x.data + (first + i) * x.stride, words) : Words{};
-        Words twos[4], fours[2];
-        for (int i = 0; i < 4; ++i) twos[i] = full_adder(digits[0], row[2 * i], row[2 * i + 1]);
-        for (int i = 0; i < 2; ++i) fours[i] = full_adder(digits[1], twos[2 * i], twos[2 * i + 1]);
-        Words carry = full_adder(digits[2], fours[0], fours[1]);
-        for (int i = 3; i < num_digits; ++i) {
-            const Words next = digits[i] & carry;
-            digits[i] ^= carry;
-            carry = next;
-        }
-    }
-    return num_digits;
-}
-
 // sums[class][image] of a chunk.
 void class_sums(Planes x, int64_t group, int64_t classes, int64_t images, int32_t* sums, int64_t sums_stride) {
-    constexpr int lanes = vector_width<int32_t>;
-    Vector<int32_t> bit_of_lane;
-    for (int lane = 0; lane < lanes; ++lane) bit_of_lane[lane] = 1 << lane;
     const int64_t words = (images + 63) / 64;
+    const int num_digits = digits_for(group);
     for (int64_t c = 0; c < classes; ++c, x.data += group * x.stride, sums += sums_stride)
         for (int64_t word = 0; word < words; word += width) {
-            alignas(64) Words digits[max_digits];
-            const int num_digits = count_ones({x.data + word, x.stride}, group, words - word, digits);
-            const Word* bits = reinterpret_cast<const Word*>(digits);
-            const int64_t first = word * 64, end = smaller(first + width * 64, images);
-            for (int64_t image = first; image < end; image += lanes) {
-                const int64_t lane = (image - first) / 64;
-                Vector<int32_t> total = {};
-                for (int i = num_digits - 1; i >= 0; --i) {
-                    const auto piece = Vector<int32_t>{} + int32_t(bits[i * width + lane] >> image % 64);
-                    total += total - (Vector<int32_t>)((piece & bit_of_lane) == bit_of_lane);
-                }
-                store(sums + image, total, end - image);
-            }
+            const auto row = [&](int64_t r) { return load(x.data + r * x.stride + word, words - word); };
+            Words digits[max_digits] = {};
+            count_ones(group, row, num_digits, digits);
+            store_numbers(digits, num_digits, images - word * 64, sums + word * 64);
         }
 }
 

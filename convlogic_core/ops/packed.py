@@ -228,6 +228,15 @@ def reference_packed_class_sums(words: torch.Tensor, num_classes: int, num_image
     return sums
 
 
+def highest_class(sums: torch.Tensor) -> torch.Tensor:
+    """(N, num_classes) int32 sums of at most 2**30 outputs -> (N,) int64; of equal sums the lowest class."""
+    num_classes = sums.shape[1]
+    # argmax goes image by image; the largest of these keys, which tell sum and class, is found on vectors
+    ranks = torch.arange(num_classes - 1, -1, -1, dtype=torch.int32, device=sums.device)
+    keys = sums * num_classes + ranks
+    return (num_classes - 1 - keys.amax(-1) % num_classes).long()
+
+
 def _num_words(num_images: int) -> int:
     return -(-num_images // WORD_BITS)
 
