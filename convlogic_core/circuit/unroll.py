@@ -50,20 +50,18 @@ def unroll(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
         elif isinstance(module, ConvLogicLayer):
             number["conv"] += 1
             if planes.ndim != 3 or planes.shape[0] != module.in_channels:
-                raise ValueError(f"{where} expects ({module.in_channels}, H, W), it is given {planes.shape}")
+                raise ValueError(f"{where} expects ({module.in_channels}, H, W), is given {planes.shape}")
             planes = netlist.add_conv(module, planes, str(number["conv"]))
         elif isinstance(module, LogicLayer):
             number["dense"] += 1
             if planes.ndim != 1 or len(planes) != module.in_dim:
-                raise ValueError(
-                    f"{where} expects ({module.in_dim},), it is given {planes.shape}: is a Flatten missing?"
-                )
+                raise ValueError(f"{where} expects ({module.in_dim},), is given {planes.shape}: is a Flatten missing?")
             a, b = (planes[index.cpu().numpy()] for index in (module.indices_0, module.indices_1))
             planes = netlist.add(f"dense_{number['dense']}", a, b, module.gates().cpu().numpy())
     head = modules[-1]
     assert isinstance(head, GroupSum)
     if planes.ndim != 1:
-        raise ValueError(f"class sums need (F,) outputs, they are given {planes.shape}: is a Flatten missing?")
+        raise ValueError(f"class sums need (F,) outputs, are given {planes.shape}: is a Flatten missing?")
     if len(planes) % head.k:
         raise ValueError(f"{len(planes)} outputs cannot be divided among {head.k} classes")
     return {
@@ -86,9 +84,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
         inside = [name for name, child in model.named_children() if isinstance(child, nn.Sequential)]
         hint = f": pass its {' or '.join(inside)}" if inside else ""
         raise ValueError(f"a circuit is made from an nn.Sequential, {type(model).__name__} is none{hint}")
-    modules: list[nn.Module] = []
-    for module in model.children():
-        modules += _layers(module) if isinstance(module, nn.Sequential) else [module]
+    modules = _flat(model)
     for position, module in enumerate(modules):
         where = f"layer {position} ({type(module).__name__})"
         if not isinstance(module, ConvLogicLayer | LogicLayer | nn.Flatten | GroupSum):
@@ -99,6 +95,13 @@ def _layers(model: nn.Module) -> list[nn.Module]:
             raise ValueError(f"{where}: a GroupSum must be the last layer, and no other may be")
     if not modules:
         raise ValueError("the model has no layers")
+    return modules
+
+
+def _flat(model: nn.Sequential) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for module in model.children():
+        modules += _flat(module) if isinstance(module, nn.Sequential) else [module]
     return modules
 
 

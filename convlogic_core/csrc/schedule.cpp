@@ -223,13 +223,13 @@ void Schedule::assign_slots(const Netlist& netlist, const std::vector<Operation>
     const int64_t first_gate = netlist.first_gate();
     const size_t num_nodes = size_t(first_gate + netlist.num_gates);
     constexpr size_t never = 0, done = SIZE_MAX;
-    std::vector<size_t> last_read(num_nodes, never);  // 2i + 1 by operation i, 2i by outputs before it
+    std::vector<size_t> last_read(num_nodes, never);  // 2i + 2 by operation i, 2i + 1 by outputs before it
     for (size_t i = 0; i < order.size(); ++i)
-        for (int l = 0; l < order[i].num_leaves; ++l) last_read[size_t(order[i].leaves[l])] = 2 * i + 1;
+        for (int l = 0; l < order[i].num_leaves; ++l) last_read[size_t(order[i].leaves[l])] = 2 * i + 2;
     for (size_t s = 0, o = 0; s < sections_.size(); ++s)
         for (; o < output_ends_[s]; ++o)
             last_read[size_t(netlist.outputs[o])] =
-                std::max(last_read[size_t(netlist.outputs[o])], 2 * section_ends_[s]);
+                std::max(last_read[size_t(netlist.outputs[o])], 2 * section_ends_[s] + 1);
 
     std::vector<uint32_t> slot(num_nodes, 0), free;
     const auto take = [&](int32_t node) {
@@ -250,7 +250,7 @@ void Schedule::assign_slots(const Netlist& netlist, const std::vector<Operation>
         for (; i < section_ends_[s]; ++i) {
             const Operation& operation = order[i];
             for (int l = 0; l < operation.num_leaves; ++l) slots_.push_back(slot[size_t(operation.leaves[l])]);
-            for (int l = 0; l < operation.num_leaves; ++l) release(operation.leaves[l], 2 * i + 1);
+            for (int l = 0; l < operation.num_leaves; ++l) release(operation.leaves[l], 2 * i + 2);
             slots_.push_back(take(operation.node));
         }
         const size_t first = o;
@@ -261,7 +261,7 @@ void Schedule::assign_slots(const Netlist& netlist, const std::vector<Operation>
                     if (netlist.inverted[output] == inverted) outputs_.push_back(slot[size_t(netlist.outputs[output])]);
             o = count_end;
         }
-        for (size_t output = first; output < o; ++output) release(netlist.outputs[output], 2 * i);
+        for (size_t output = first; output < o; ++output) release(netlist.outputs[output], 2 * i + 1);
     }
 }
 

@@ -1,0 +1,202 @@
+"""Circuits against the networks they stand for: the same sums before and after simplification, exact counts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from convlogic_core import PRESETS, ConvLogicLayer, ConvSpec, DenseSpec, GroupSum, LogicLayer, ModelSpec, build_model
+from convlogic_core import raw_gates as raw_gates_of
+from convlogic_core.circuit import Circuit
+from convlogic_core.circuit.evaluate import reference_sums
+from convlogic_core.packed import packed_sums
+from tests.core.conftest import WITH_EXTENSION
+from tests.core.test_model import specs
+from tests.core.test_packed import images, network
+
+SMALL = ModelSpec((2, 8, 8), (ConvSpec(3), ConvSpec(4, kernel=2)), (DenseSpec(12), DenseSpec(6)), 3, 2.0)
+
+
+def assert_same_function(model: nn.Sequential, circuit: Circuit, x: Tensor) -> None:
+    with torch.no_grad():
+        scores = model(x.float())
+    lowest_best = torch.tensor([row.index(max(row)) for row in scores.tolist()], dtype=torch.int64)
+    for form in (circuit, circuit.simplify()):
+        assert torch.equal(form(x), scores)
+        assert torch.equal(form.classes(x), lowest_best)
+        assert torch.equal(reference_sums(form, x.flatten(1)), form.sums(x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(spec=specs(), seed=st.integers(0, 1000), num_images=st.sampled_from([1, 63, 64, 65, 130]))
+def test_any_network_is_its_circuit(spec: ModelSpec, seed: int, num_images: int) -> None:
+    model = network(spec, seed=seed)
+    circuit = Circuit.from_model(model, spec.input_shape)
+    assert circuit.num_gates == circuit.counts.raw == raw_gates_of(spec)
+    assert_same_function(model, circuit, images(num_images, *spec.input_shape))
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 64, 511, 512, 513, 1100])
+def test_numbers_of_images(num_images: int) -> None:
+    circuit = Circuit.from_model(network(SMALL), SMALL.input_shape)
+    x = images(num_images, 2, 8, 8)
+    assert torch.equal(circuit.sums(x), packed_sums(network(SMALL), x))
+    assert circuit.simplify().classes(x).shape == (num_images,)
+
+
+@pytest.mark.parametrize("name", ["mnist_s", "cifar10_s"])
+def test_presets_have_their_published_raw_gates(name: str) -> None:
+    spec = PRESETS[name]
+    k = spec.conv[0].out_channels
+    circuit = Circuit.from_model(build_model(spec, seed=1), spec.input_shape)
+    assert circuit.num_gates == (12_563 if name.startswith("mnist") else 30_016) * k == raw_gates_of(spec)
+    assert [layer.name for layer in circuit.layers[:3]] == ["conv_1", "pool_1", "conv_2"]
+
+
+@WITH_EXTENSION
+def test_every_instruction_set_and_number_of_threads() -> None:
+    """More outputs than are counted at a time, in classes that do not end where a count does."""
+    from convlogic_core import _native  # type: ignore[attr-defined]
+
+    spec = ModelSpec((1, 12, 12), (ConvSpec(8),), (DenseSpec(7 * 900), DenseSpec(7 * 450)), 7, 1.0)
+    model, x = network(spec), images(1500, 1, 12, 12)
+    circuit = Circuit.from_model(model, spec.input_shape)
+    expected = reference_sums(circuit, x.flatten(1))
+    before, threads = _native.isa(), torch.get_num_threads()
+    try:
+        for isa in _native.supported_isas():
+            for num_threads in (1, 2):
+                _native.set_isa(isa)
+                torch.set_num_threads(num_threads)
+                for form in (circuit, circuit.simplify()):
+                    assert torch.equal(form.sums(x), expected)
+    finally:
+        _native.set_isa(before)
+        torch.set_num_threads(threads)
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("evaluate", "simplify"):
+        monkeypatch.setattr(f"convlogic_core.circuit.{module}.native_built", lambda: False)
+    model = network(SMALL)
+    assert_same_function(model, Circuit.from_model(model, SMALL.input_shape), images(70, 2, 8, 8))
+
+
+def test_only_dense_layers() -> None:
+    model = nn.Sequential(LogicLayer(9, 12, seed=1), GroupSum(3)).eval()
+    assert_same_function(model, Circuit.from_model(model, (9,)), images(70, 9))
+
+
+def test_layers_in_a_sequential_within() -> None:
+    inner = network(SMALL)
+    model = nn.Sequential(nn.Sequential(*list(inner)[:2]), *list(inner)[2:]).eval()
+    assert_same_function(model, Circuit.from_model(model, SMALL.input_shape), images(70, 2, 8, 8))
+
+
+def test_in_training_mode_the_discrete_gates_count() -> None:
+    model = network(SMALL)
+    circuit = Circuit.from_model(model.train(), SMALL.input_shape)
+    assert_same_function(model.eval(), circuit, images(70, 2, 8, 8))
+
+
+def test_equal_sums_give_the_lowest_class() -> None:
+    bits = np.array([1, 2, 3], np.int32)
+    empty = np.empty(0, np.int32)
+    circuit = Circuit((3,), empty, empty, np.empty(0, np.uint8), bits, np.zeros(3, np.bool_), 3, 1.0, ())
+    x = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.uint8)
+    assert circuit.classes(x).tolist() == [0, 0, 1, 0, 2]
+
+
+class Notebook(nn.Module):
+    """A model with a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network(SMALL)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x)
+        return y
+
+
+BAD_MODELS = {
+    "a module of its own": (Notebook(), r"Notebook is none: pass its network"),
+    "a soft layer": (nn.Sequential(LogicLayer(9, 12), nn.Sigmoid(), GroupSum(3)), r"layer 1 \(Sigmoid\) has no discre"),
+    "no class sums": (nn.Sequential(LogicLayer(9, 12)), r"layer 0 \(LogicLayer\): a GroupSum must be the last"),
+    "class sums within": (nn.Sequential(GroupSum(3), GroupSum(1)), r"layer 0 \(GroupSum\): a GroupSum must be"),
+    "another width": (nn.Sequential(LogicLayer(8, 12), GroupSum(3)), r"expects \(8,\), is given \(9,\)"),
+    "a Flatten is missing": (nn.Sequential(ConvLogicLayer(9, 2), GroupSum(2)), r"expects \(9, H, W\)"),
+    "classes": (nn.Sequential(LogicLayer(9, 12), GroupSum(5)), r"12 outputs cannot be divided among 5 classes"),
+    "flattens too little": (nn.Sequential(nn.Flatten(2), GroupSum(3)), r"layer 0 \(Flatten\) must flatten"),
+    "nothing": (nn.Sequential(), r"no layers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_models_that_are_no_circuits(name: str) -> None:
+    model, message = BAD_MODELS[name]
+    with pytest.raises(ValueError, match=message):
+        Circuit.from_model(model, (9,))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 127), r"expects \(images, 2, 8, 8\) bits, got \(3, 127\)"),
+        (torch.full((3, 2, 8, 8), 0.5), r"zeros and ones only"),
+        (torch.full((3, 2, 8, 8), 2, dtype=torch.uint8), r"zeros and ones only"),
+        (torch.zeros(3, 2, 8, 8, dtype=torch.int64), r"got torch.int64"),
+    ],
+)
+def test_inputs_that_are_no_bits(x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Circuit.from_model(network(SMALL), SMALL.input_shape).sums(x)
+
+
+@pytest.mark.parametrize("thresholds", [None, torch.tensor([[64], [128]], dtype=torch.uint8)])
+def test_saved_and_loaded(tmp_path: Path, thresholds: Tensor | None) -> None:
+    circuit = Circuit.from_model(network(SMALL), SMALL.input_shape, thresholds).simplify()
+    circuit.save(tmp_path / "new" / "x.circuit")
+    loaded = Circuit.load(tmp_path / "new" / "x.circuit")
+    for name, value in vars(circuit).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(value, getattr(loaded, name)), name
+        elif not name.startswith("_"):
+            assert value == getattr(loaded, name), name
+    assert loaded.counts == circuit.counts
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["x.circuit"]
+    x = images(70, 2, 8, 8)
+    assert torch.equal(loaded.sums(x), circuit.sums(x))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    file = tmp_path / "x.circuit"
+    Circuit.from_model(network(SMALL), SMALL.input_shape).save(file)
+    data = file.read_bytes()
+    for size in (0, 7, 100, len(data) - 1):
+        file.write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r"x.circuit is truncated or no circuit file"):
+            Circuit.load(file)
+    file.write_bytes(data.replace(b"convlogic-circuit", b"convlogic-circus_"))
+    with pytest.raises(ValueError, match=r"is no circuit file"):
+        Circuit.load(file)
+    file.write_bytes(data.replace(b'"version":"1"', b'"version":"9"'))
+    with pytest.raises(ValueError, match=r"version 9, this program reads 1"):
+        Circuit.load(file)
+    file.write_bytes(data.replace(b'\\"tau\\"', b'\\"uat\\"'))
+    with pytest.raises(ValueError, match=r"is damaged: KeyError 'tau'"):
+        Circuit.load(file)
+    with pytest.raises(FileNotFoundError):
+        Circuit.load(tmp_path / "none")
+
+
+def test_a_gate_that_reads_a_later_one_is_refused(tmp_path: Path) -> None:
+    circuit = Circuit.from_model(network(SMALL), SMALL.input_shape)
+    a = circuit.a.copy()
+    a[5] = circuit.num_inputs + 1 + 5
+    with pytest.raises(ValueError, match=r"gate 5 is node 134 and reads node 134"):
+        Circuit(**{**{name: getattr(circuit, name) for name in circuit.__dataclass_fields__}, "a": a})
