@@ -20,7 +20,10 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Origin(Strict):
-    """Where a candidate came from, and what it measured there after `epoch` epochs."""
+    """Where a candidate came from, and what it measured there after `epoch` epochs.
+
+    Files of earlier versions tell raw gates alone.
+    """
 
     study: str
     trial: int
@@ -30,6 +33,9 @@ class Origin(Strict):
     acc_soft: float
     raw_gates: int
     params: dict[str, bool | int | float | str]
+    core_gates: int | None = None
+    total_gates: int | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True)

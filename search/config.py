@@ -18,6 +18,7 @@ STUDIES_DIR: Final = Path("studies")
 RESERVED_STUDIES: Final = ("results",)
 
 Objective = Literal["accuracy", "gates"]
+GateCount = Literal["raw", "core", "total"]
 
 
 class StudyConfig(BaseModel):
@@ -36,6 +37,7 @@ class StudyConfig(BaseModel):
     gpus_per_trial: float | None = Field(None, ge=0)
     executor: Literal["ray", "inline"] = "ray"
     objectives: tuple[Objective, ...] = ("accuracy", "gates")
+    gates: GateCount = "total"
     max_gates: int | None = Field(None, ge=1)
     sampler: Literal["tpe", "random"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**32)
@@ -83,6 +85,17 @@ class StudyConfig(BaseModel):
         return self.search_space.budget.with_epochs(self.epochs)
 
     @property
+    def metric_names(self) -> list[str]:
+        """What each objective is logged as."""
+        names: dict[Objective, str] = {"accuracy": "val/acc_discrete", "gates": f"gates/{self.gates}"}
+        return [names[objective] for objective in self.objectives]
+
+    @property
+    def constraint(self) -> int | None:
+        """The limit on a count that only training tells; one on raw gates rejects candidates untrained instead."""
+        return None if self.gates == "raw" else self.max_gates
+
+    @property
     def folder(self) -> Path:
         """Where the study keeps what does not go into the storage: checkpoints."""
         return STUDIES_DIR / self.study
@@ -95,6 +108,8 @@ class StudyConfig(BaseModel):
             "rungs": list(self.budget.rungs),
             "reduction": self.budget.reduction,
             "objectives": list(self.objectives),
+            "gates": self.gates,
+            "max_gates": self.constraint,
             "seed": self.seed,
             "parameters": self.search_space.fingerprint(),
         }

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from .report import best_trial, describe
+from .report import best_trial, counted_gates, describe
 from .storage import TrialView
 from .training import EpochRecord
 
@@ -69,8 +69,7 @@ class Display:
         if trial.state == "complete":
             stopped = "stopped early" if "stopped_at_rung" in trial.attrs else "complete"
             self._say(f"trial {trial.number} {stopped} at epoch {trial.epoch}: {_measured(trial)}{self._progress()}")
-            if self._best is None or (trial.acc_discrete or 0) > (self._best.acc_discrete or 0):
-                self._best = trial
+            self._best = best_trial([trial] if self._best is None else [self._best, trial])
         elif trial.state == "rejected":
             self._say(f"trial {trial.number} rejected: {trial.attrs['rejected']}")
         else:
@@ -108,7 +107,9 @@ class Display:
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("trial", "epoch", "loss", "soft", "discrete", "images/s", "raw gates", "network"):
+        counts = ["raw", *{row.view.gate_count for row in self._running.values()} - {"raw"}]
+        names = [f"{count} gates" for count in counts]
+        for name in ("trial", "epoch", "loss", "soft", "discrete", "images/s", *names, "network"):
             table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
         for number in sorted(self._running):
             row = self._running[number]
@@ -122,7 +123,9 @@ class Display:
                     f"{record.acc_discrete:.2%}",
                     f"{record.images_per_second:,.0f}",
                 ]
-            table.add_row(str(number), *measured, f"{row.view.raw_gates or 0:,}", describe(row.view))
+            gates = [row.view.raw_gates, row.view.gates][: len(counts)]  # the latter as the last rung counted them
+            shown = ["-" if num is None else f"{num:,}" for num in gates]
+            table.add_row(str(number), *measured, *shown, describe(row.view))
         parts: list[Table | Progress | str] = [self._bar, table]
         if self._best is not None:
             parts.append(f"best so far: trial {self._best.number}, {_measured(self._best)}")
@@ -131,4 +134,5 @@ class Display:
 
 def _measured(trial: TrialView) -> str:
     record = trial.records[-1]
-    return f"discrete {record.acc_discrete:.2%}, soft {record.acc_soft:.2%}, {trial.raw_gates:,} raw gates"
+    infeasible = ", infeasible" if trial.is_infeasible else ""
+    return f"discrete {record.acc_discrete:.2%}, soft {record.acc_soft:.2%}, {counted_gates(trial)}{infeasible}"

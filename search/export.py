@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 @command("export", "Write the configuration of a study's best trial (or --pick trial=N) as YAML.")
 @click.option("--study", required=True, help="Name of the study.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
-@click.option("--pick", default="best", help="best: highest discrete validation accuracy; or trial=N.")
+@click.option("--pick", default="best", help="best: feasible, highest discrete validation accuracy; or trial=N.")
 @click.option(
-    "--max-gates", type=click.IntRange(min=1), default=None, help="Best among those of at most so many gates."
+    "--max-gates",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Best among those of at most so many gates, as the study counts them.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="YAML to write.")
 def export(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
@@ -26,6 +29,7 @@ def export(study: str, storage: str, pick: str, max_gates: int | None, output: P
 
     from .candidate_file import CandidateFile, Origin, dump_candidate_file
     from .checkpoints import write_atomically
+    from .report import counted_gates
     from .storage import stored_trials
 
     trial = pick_trial(stored_trials(study, storage), pick, max_gates)
@@ -40,12 +44,16 @@ def export(study: str, storage: str, pick: str, max_gates: int | None, output: P
         record.acc_soft,
         raw_gates(trial.candidate.model),
         trial.params,
+        record.core_gates,
+        record.total_gates,
+        record.depth,
     )
     file = CandidateFile(trial.candidate, trial.attrs["seed"], origin)
     write_atomically(output, dump_candidate_file(file).encode())
     click.echo(
         f"trial {trial.number} of study {study}: {record.acc_discrete:.2%} discrete validation accuracy after "
-        f"{record.epoch} of {trial.candidate.train.epochs} epochs, {trial.raw_gates:,} raw gates -> {output}\n"
+        f"{record.epoch} of {trial.candidate.train.epochs} epochs, {counted_gates(trial)}"
+        f"{' (infeasible)' * trial.is_infeasible} -> {output}\n"
         f"{interpreter()} -m search.train {shlex.quote(str(output))}"
     )
 
@@ -57,7 +65,7 @@ def pick_trial(views: "Sequence[TrialView]", pick: str, max_gates: int | None) -
         UsageError: there is none; says which there are.
     """
     from .errors import UsageError
-    from .report import best_trial, complete, gates
+    from .report import best_trial, complete, counted_gates, gates
 
     done = complete(views)
     if not done:
@@ -65,8 +73,12 @@ def pick_trial(views: "Sequence[TrialView]", pick: str, max_gates: int | None) -
     if pick == "best":
         best = best_trial(done, max_gates)
         if best is None:
+            smallest = min(done, key=gates)
+            limits = ["the study's limit"] * smallest.is_infeasible
+            limits += [] if max_gates is None else [f"{max_gates:,} {smallest.gate_count} gates"]
             raise UsageError(
-                f"no complete trial has at most {max_gates:,} raw gates; the smallest has {min(map(gates, done)):,}"
+                f"no complete trial keeps to {' and '.join(limits)}: "
+                f"the smallest has {counted_gates(smallest)}; --pick trial={smallest.number} takes it all the same"
             )
         return best
     kind, _, number = pick.partition("=")

@@ -115,12 +115,12 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
     saved_at = time.monotonic()
     while run.epoch < epochs:
         try:
-            records.append(run.run_epoch())
+            record = run.run_epoch()
+            records.append(run.with_gates(record) if run.epoch == epochs else record)
         except Diverged as error:
             raise Failure(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise Failure(f"out of memory ({one_line(error)}): lower batch_size or k") from error
-        record = records[-1]
         console.print(
             f"seed {seed} epoch {record.epoch}/{epochs}: loss {record.loss:.4f}, validation discrete "
             f"{record.acc_discrete:.2%}, soft {record.acc_soft:.2%}, {record.images_per_second:,.0f} images/s"
@@ -170,7 +170,7 @@ def _print_result(console: Console, result: FinalResult) -> None:
     console.print(
         f"seed {result.seed}: test discrete {m['test/acc_discrete']:.2%}, soft {m['test/acc_soft']:.2%}; "
         f"validation discrete {m['val/acc_discrete']:.2%}, soft {m['val/acc_soft']:.2%}; "
-        f"{m['gates/raw']:,} raw gates -> {result.folder}",
+        f"{m.get('gates/total', m['gates/raw']):,} {'total' if 'gates/total' in m else 'raw'} gates -> {result.folder}",
         soft_wrap=True,
     )
 

@@ -39,7 +39,7 @@ class JobRunner:
         self._encoded: dict[DataSpec, EncodedDataset] = {}
 
     def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
-        """Every epoch's record as it is measured, then the checkpoint; or a `Failed` that ends it.
+        """Every epoch's record as it is measured, the last one with gates, then the checkpoint; or a `Failed`.
 
         Raises:
             Failure: this process can no longer use its GPU; the job itself may be sound.
@@ -81,5 +81,6 @@ class JobRunner:
             except Failure:  # damaged: from the start the trial measures the same, later
                 run = TrainingRun(job.candidate, self._encoded[spec], job.seed)
         while run.epoch < job.until_epoch:
-            yield run.run_epoch()
+            record = run.run_epoch()
+            yield run.with_gates(record) if run.epoch == job.until_epoch else record
         yield run.checkpoint()

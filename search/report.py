@@ -14,9 +14,14 @@ MAX_RANKED = 10
 
 
 def best_trial(views: Sequence[TrialView], max_gates: int | None = None) -> TrialView | None:
-    """The complete trial of the highest discrete validation accuracy, the fewest gates breaking ties."""
-    fitting = [view for view in complete(views) if max_gates is None or gates(view) <= max_gates]
+    """The feasible trial of the highest discrete validation accuracy, the fewest gates breaking ties."""
+    fitting = [view for view in complete(views) if fits(view, max_gates)]
     return ranked(fitting)[0] if fitting else None
+
+
+def fits(view: TrialView, max_gates: int | None) -> bool:
+    """Whether a complete trial keeps to the study's limit and to this one."""
+    return not view.is_infeasible and (max_gates is None or gates(view) <= max_gates)
 
 
 def complete(views: Sequence[TrialView]) -> list[TrialView]:
@@ -29,8 +34,8 @@ def ranked(views: Sequence[TrialView]) -> list[TrialView]:
 
 
 def front(views: Sequence[TrialView]) -> list[TrialView]:
-    """The complete trials that no other beats in both accuracy and gates, fewest gates first."""
-    candidates = complete(views)
+    """The feasible trials that no other beats in both accuracy and gates, fewest gates first."""
+    candidates = [view for view in complete(views) if not view.is_infeasible]
     if not candidates:
         return []
     numbers = front_numbers(np.array([(accuracy(view), -gates(view)) for view in candidates]))
@@ -45,9 +50,14 @@ def accuracy(view: TrialView) -> float:
 
 
 def gates(view: TrialView) -> int:
-    value = view.raw_gates
+    value = view.gates
     assert value is not None
     return value
+
+
+def counted_gates(view: TrialView) -> str:
+    """The gates of a trial that was measured, and which they are."""
+    return f"{gates(view):,} {view.gate_count} gates"
 
 
 def describe(view: TrialView) -> str:
@@ -65,13 +75,13 @@ def describe(view: TrialView) -> str:
 
 
 def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Table:
-    """One line a trial. Accuracies are discrete and soft, on validation, after the epochs stated."""
+    """One line a trial, of one at least. Accuracies are discrete and soft, on validation, after the epochs stated."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name, justify in (("trial", "right"), ("discrete", "right"), ("soft", "right"), ("raw gates", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("epochs", justify="right")
+    for name in ("trial", "discrete", "soft", f"{views[0].gate_count} gates", "epochs"):
+        table.add_column(name, justify="right")
     table.add_column("network", overflow="fold")
     for view in views:
+        remarks = "; ".join(filter(None, (view.known, "infeasible" * view.is_infeasible)))
         epochs = str(view.epoch) if view.epoch == full_epochs else f"{view.epoch} of {full_epochs}"
         table.add_row(
             str(view.number),
@@ -79,7 +89,7 @@ def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Tab
             f"{view.records[-1].acc_soft:.2%}",
             f"{gates(view):,}",
             epochs,
-            Text(describe(view) + (f" ({view.known})" if view.known else "")),
+            Text(describe(view) + (f" ({remarks})" if remarks else "")),
         )
     return table
 
@@ -107,25 +117,31 @@ def print_report(
             console.print(f"  trial {view.number} failed ({cause}): {message}", soft_wrap=True)
     if not done:
         return
-    over = [view for view in done if max_gates is not None and gates(view) > max_gates]
+    over = [view for view in done if not fits(view, max_gates)]
     best = ranked([view for view in done if view not in over]) + ranked(over)
     console.print(trial_table("\nBest by discrete validation accuracy", best[:MAX_RANKED], full_epochs))
-    console.print(trial_table("\nFront: none is both better and smaller", front(views), full_epochs))
+    if members := front(views):
+        console.print(trial_table("\nFront: none is both better and smaller", members, full_epochs))
     baseline = next((view for view in done if view.known == baseline_name), None)
-    if baseline is best[0]:
+    if best[0].is_infeasible:
+        smallest = min(done, key=gates)
+        console.print(
+            f"\nNo trial keeps to the study's limit: the smallest, {smallest.number}, has {counted_gates(smallest)}."
+        )
+    elif baseline is best[0]:
         console.print(f"\nNothing beat the published baseline (trial {baseline.number}) in accuracy.")
     elif baseline is not None:
         gained = 100 * (accuracy(best[0]) - accuracy(baseline))
         console.print(
             f"\nThe best is {gained:+.2f} points against the published baseline (trial {baseline.number}) at "
-            f"{gates(best[0]) / gates(baseline):.2f} of its gates.",
+            f"{gates(best[0]) / gates(baseline):.2f} of its {baseline.gate_count} gates.",
             soft_wrap=True,
         )
     sampled = next((view for view in best if not view.known), None)
     if best[0].known and sampled is not None:
         console.print(
             f"Trial {best[0].number} was known before the study; the best that it sampled is trial {sampled.number}: "
-            f"{accuracy(sampled):.2%} at {gates(sampled):,} gates after {sampled.epoch} epochs.",
+            f"{accuracy(sampled):.2%} at {counted_gates(sampled)} after {sampled.epoch} epochs.",
             soft_wrap=True,
         )
     console.print(f"\n{next_steps}")

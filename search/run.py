@@ -19,7 +19,15 @@ from .command import command, run_command
 @click.option("--gpus-per-trial", type=float, default=None, show_default="1 where there are GPUs", help="May be 0.5.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), default="ray", help="inline: in this process.")
 @click.option("--objectives", default="accuracy,gates", help="accuracy,gates (a front) or accuracy alone.")
-@click.option("--max-gates", type=int, default=None, help="Reject candidates of more raw gates untrained.")
+@click.option(
+    "--gates",
+    type=click.Choice(["raw", "core", "total"]),
+    default="total",
+    help="The count that is made small and that --max-gates limits.",
+)
+@click.option(
+    "--max-gates", type=int, default=None, help="More core or total gates: infeasible. More raw gates: not trained."
+)
 @click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="Optuna's.")
 @click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")

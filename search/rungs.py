@@ -13,20 +13,24 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 
-def goes_on(points: Points, index: int, reduction: int) -> bool:
+def goes_on(points: Points, index: int, reduction: int, excess: NDArray[np.float64] | None = None) -> bool:
     """Whether the trial in row `index` is among the best 1/reduction (rounded up) of those that reached the rung."""
     num_survivors = math.ceil(len(points) / reduction)
-    return index in best_first(points)[:num_survivors]
+    return index in best_first(points, excess)[:num_survivors]
 
 
-def best_first(points: Points) -> list[int]:
-    """Rows in order: by non-dominated front, within a front by crowding distance, the first objective breaking ties."""
+def best_first(points: Points, excess: NDArray[np.float64] | None = None) -> list[int]:
+    """Rows in order: by non-dominated front, within a front by crowding distance, the first objective breaking ties.
+
+    Rows over a limit, by the positive `excess` (T,), come after all others, the least over it first.
+    """
+    over = np.zeros(len(points)) if excess is None else np.maximum(excess, 0)
     front = front_numbers(points)
     crowding = np.zeros(len(points))
     for number in np.unique(front):
         members = np.flatnonzero(front == number)
         crowding[members] = crowding_distances(points[members])
-    return sorted(range(len(points)), key=lambda row: (front[row], -crowding[row], -points[row, 0], row))
+    return sorted(range(len(points)), key=lambda row: (over[row], front[row], -crowding[row], -points[row, 0], row))
 
 
 def front_numbers(points: Points) -> NDArray[np.int64]:

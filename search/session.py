@@ -16,7 +16,7 @@ from .display import Display
 from .errors import Failure, UsageError
 from .report import best_trial, complete, print_report
 from .storage import create_or_resume, running, shown, storage_errors, trial_views
-from .study import DIRECTIONS, METRIC_NAMES, StudyDriver
+from .study import DIRECTIONS, StudyDriver
 from .workers import Executor, make_executor
 
 
@@ -31,7 +31,8 @@ def describe_study(config: StudyConfig) -> None:
         f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images"
     )
     console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
-    console.print(f"objectives {', '.join(METRIC_NAMES[name] for name in config.objectives)}; sampler {config.sampler}")
+    limit = "" if config.max_gates is None else f"; at most {config.max_gates:,} {config.gates} gates"
+    console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
 
 
 def run_study(config: StudyConfig) -> None:
@@ -47,10 +48,10 @@ def run_study(config: StudyConfig) -> None:
             config.storage,
             config.study,
             [DIRECTIONS[name] for name in config.objectives],
-            [METRIC_NAMES[name] for name in config.objectives],
+            config.metric_names,
             config.identity(),
         )
-        views = trial_views(study)
+        views = trial_views(study, config.gates)
         num_counted = sum(view.counts for view in views)
         num_unfinished = len(running(study))
         if num_counted > config.trials:
@@ -75,7 +76,7 @@ def run_study(config: StudyConfig) -> None:
                     with display:
                         StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
                 finally:
-                    views = trial_views(study)
+                    views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))
     print_report(
         console,

@@ -1,8 +1,8 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `rung_<epoch>` (that rung's epoch records),
+Trial attributes: `candidate`, `seed`, `known`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`.
+attributes: `identity`. A limit on core or total gates is Optuna's own constraint, set when a trial is told.
 """
 
 import sqlite3
@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from spaces.candidate import Candidate
 
 from .candidate_file import parse_candidate
-from .config import check_study_name, default_storage
+from .config import GateCount, check_study_name, default_storage
 from .errors import Failure, UsageError, one_line
 from .training import EpochRecord
 
@@ -32,9 +32,10 @@ RUNG_PREFIX = "rung_"
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial as stored, read-only."""
+    """A trial as stored, read-only. `gate_count` says which of its counts the study looks at."""
 
     frozen: FrozenTrial
+    gate_count: GateCount
 
     @property
     def number(self) -> int:
@@ -85,6 +86,25 @@ class TrialView:
         return self.attrs.get("gates_raw")
 
     @property
+    def gates(self) -> int | None:
+        """The count that the study looks at, after the last completed rung; None where it is not known yet."""
+        return self.gates_at(self.epoch)
+
+    def gates_at(self, epoch: int) -> int | None:
+        """The count that the study looks at, at a rung's last epoch: raw gates never change."""
+        if self.gate_count == "raw":
+            return self.raw_gates
+        record = self.at_rung(epoch)
+        if record is None:
+            return None
+        return record.core_gates if self.gate_count == "core" else record.total_gates
+
+    @property
+    def is_infeasible(self) -> bool:
+        """Whether it was told with more gates than the study's limit."""
+        return any(excess > 0 for excess in self.frozen.constraints.values())
+
+    @property
     def acc_discrete(self) -> float | None:
         return self.records[-1].acc_discrete if self.records else None
 
@@ -98,9 +118,9 @@ def rung_epoch(attribute: str) -> int:
     return int(attribute.removeprefix(RUNG_PREFIX))
 
 
-def trial_views(study: optuna.Study) -> list[TrialView]:
+def trial_views(study: optuna.Study, gate_count: GateCount) -> list[TrialView]:
     """Every trial of the study, by number."""
-    return [TrialView(trial) for trial in study.get_trials(deepcopy=False)]
+    return [TrialView(trial, gate_count) for trial in study.get_trials(deepcopy=False)]
 
 
 @contextmanager
@@ -200,7 +220,8 @@ def stored_trials(name: str, url: str) -> list[TrialView]:
         raise UsageError(str(error)) from error
     url = url or default_storage(name)
     with storage_errors(url):
-        return trial_views(open_study(url, name))
+        study = open_study(url, name)
+        return trial_views(study, full_identity(study)["gates"])
 
 
 def create_or_resume(
@@ -226,13 +247,18 @@ def create_or_resume(
                 study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
             return study
-    differences = identity_differences(study.user_attrs.get("identity", {}), identity)
+    differences = identity_differences(full_identity(study), identity)
     if differences:
         raise UsageError(
             f"study {name!r} was made with another configuration ({'; '.join(differences)}): "
             "give --study another name, or the options it was made with"
         )
     return study
+
+
+def full_identity(study: optuna.Study) -> dict[str, Any]:
+    """What a study was made with; before there was a choice of gates, they were raw."""
+    return {"gates": "raw", **study.user_attrs.get("identity", {})}
 
 
 def identity_differences(stored: dict[str, Any], asked: dict[str, Any], within: str = "") -> list[str]:

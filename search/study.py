@@ -31,7 +31,6 @@ MAX_REJECTED_IN_A_ROW: Final = 200
 MAX_ERRORS_IN_A_ROW: Final = 3
 POLL_S: Final = 1.0
 
-METRIC_NAMES: Final = {"accuracy": "val/acc_discrete", "gates": "gates/raw"}
 DIRECTIONS: Final[dict[str, Literal["maximize", "minimize"]]] = {"accuracy": "maximize", "gates": "minimize"}
 
 SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
@@ -83,7 +82,7 @@ class StudyDriver:
         self._in_flight: dict[int, list[EpochRecord]] = {}
         self._problem: str | None = None  # why no further trial is asked
         self._errors_in_a_row = 0
-        views = trial_views(study)
+        views = trial_views(study, config.gates)
         self._num_counted = sum(view.counts for view in views)
         used = {view.known for view in views}
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
@@ -149,7 +148,8 @@ class StudyDriver:
             candidate = self.space.build(params, self.config.data_spec, self.info, self.config.budget.epochs)
         except ValueError as error:
             return None, str(error)
-        gates, limit = raw_gates(candidate.model), self.config.max_gates
+        gates = raw_gates(candidate.model)
+        limit = self.config.max_gates if self.config.gates == "raw" else None
         if limit is not None and gates > limit and "known" not in trial.user_attrs:
             return candidate, f"its {gates:,} raw gates exceed --max-gates {limit:,}"
         return candidate, None
@@ -164,7 +164,7 @@ class StudyDriver:
 
     def _readopt(self, frozen: FrozenTrial) -> None:
         """Go on with a trial that an earlier driver left running: same number, same parameters."""
-        view = TrialView(frozen)
+        view = TrialView(frozen, self.config.gates)
         if view.candidate is None:  # killed between ask and here: Optuna has the parameters drawn so far
             self._seed_sampler(view.number)
             trial = Trial(self.study, frozen._trial_id)
@@ -226,6 +226,9 @@ class StudyDriver:
             return
         if later:
             self._set_attr(view.number, "stopped_at_rung", view.epoch)
+        if self.config.constraint is not None and not view.frozen.constraints:  # else killed before it was told
+            trial = Trial(self.study, view.frozen._trial_id)
+            trial.set_constraint(f"gates/{self.config.gates}", self._excess(view, view.epoch))
         self._tell(view.number, self._values(view, view.epoch))
 
     def _goes_on(self, view: TrialView) -> bool:
@@ -233,18 +236,24 @@ class StudyDriver:
             return True  # the baseline is what everything is compared with: never stopped early
         if view.attrs.get("goes_on_after") == view.epoch:
             return True  # decided before, among fewer peers
-        peers = [peer for peer in trial_views(self.study) if peer.at_rung(view.epoch) is not None]
+        peers = [peer for peer in trial_views(self.study, self.config.gates) if peer.at_rung(view.epoch) is not None]
         points = np.array([self._values(peer, view.epoch) for peer in peers])
         signs = np.array([1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives])
+        excess = np.array([self._excess(peer, view.epoch) for peer in peers])
         index = [peer.number for peer in peers].index(view.number)
-        return goes_on(points * signs, index, self.config.budget.reduction)
+        return goes_on(points * signs, index, self.config.budget.reduction, excess)
 
     def _values(self, view: TrialView, epoch: int) -> list[float]:
         """The objectives as measured at a rung's last epoch."""
-        record = view.at_rung(epoch)
-        assert record is not None and view.raw_gates is not None
-        measured = {"accuracy": record.acc_discrete, "gates": float(view.raw_gates)}
+        record, gates = view.at_rung(epoch), view.gates_at(epoch)
+        assert record is not None and gates is not None
+        measured = {"accuracy": record.acc_discrete, "gates": float(gates)}
         return [measured[name] for name in self.config.objectives]
+
+    def _excess(self, view: TrialView, epoch: int) -> float:
+        """Gates over the limit at a rung's last epoch, negative if fewer; 0 where there is none."""
+        gates, limit = view.gates_at(epoch), self.config.constraint
+        return 0.0 if limit is None or gates is None else float(gates - limit)
 
     def _tell(self, number: int, values: list[float] | None) -> None:
         """Complete with values, or failed without."""
@@ -253,7 +262,7 @@ class StudyDriver:
         self._tell_observers(number)
 
     def _view(self, number: int) -> TrialView:
-        return TrialView(self.study.get_trials(deepcopy=False)[number])
+        return TrialView(self.study.get_trials(deepcopy=False)[number], self.config.gates)
 
     def _set_attr(self, number: int, name: str, value: object) -> None:
         trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id

@@ -131,6 +131,8 @@ class Tracker:
         for name in ("stopped_at_rung", "cause", "message", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
+        if trial.is_infeasible:
+            tags["infeasible"] = "True"
         self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":

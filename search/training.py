@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convlogic_core import ModelSpec, build_model, num_parameters, set_estimator, soft_evaluation
+from convlogic_core.circuit import Circuit
 from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
 from convlogic_core.model import conv_shapes
 from convlogic_core.native_network import NativeNetwork
@@ -39,7 +40,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch measured. Accuracies are fractions of the whole validation set; gap is soft - discrete."""
+    """What one epoch measured. Accuracies are fractions of the whole validation set; gap is soft - discrete.
+
+    Gates are counted at the last epoch of a rung and of a final training, see `Circuit.counts`; None elsewhere.
+    """
 
     epoch: int
     loss: float
@@ -47,19 +51,24 @@ class EpochRecord:
     acc_discrete: float
     images_per_second: float
     timestamp_ms: int
+    core_gates: int | None = None
+    total_gates: int | None = None
+    depth: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """Under the names they are logged by."""
-        return {
+        metrics = {
             "train/loss": self.loss,
             "val/acc_soft": self.acc_soft,
             "val/acc_discrete": self.acc_discrete,
             "val/gap": self.acc_soft - self.acc_discrete,
             "images_per_second": self.images_per_second,
         }
+        counts = {"gates/core": self.core_gates, "gates/total": self.total_gates, "gates/depth": self.depth}
+        return metrics | {name: count for name, count in counts.items() if count is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,11 @@ class TrainingRun:
         self.epoch += 1
         soft, discrete = soft_and_discrete_accuracy(self.model, self.data.validation)
         return EpochRecord(self.epoch, mean_loss, soft, discrete, num_images / duration_s, time.time_ns() // 1_000_000)
+
+    def with_gates(self, record: EpochRecord) -> EpochRecord:
+        """The record of the last epoch with the gates that the network has after it."""
+        counts = Circuit.from_model(self.model, self.candidate.model.input_shape, self.data.thresholds).counts
+        return replace(record, core_gates=counts.core, total_gates=counts.total, depth=counts.depth)
 
     def checkpoint(self) -> bytes:
         """Weights, wiring, optimizer state and position, as safetensors."""

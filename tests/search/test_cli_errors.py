@@ -71,6 +71,7 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--objectives", "gates"), "objectives 'gates' must be accuracy,gates or accuracy"),
         (("--storage", "study.db"), "storage 'study.db' is not a URL: write sqlite:///FILE or postgresql://..."),
         (("--sampler", "grid"), "'grid' is not one of"),
+        (("--gates", "net"), "'net' is not one of"),
         (("--frobnicate",), "No such option"),
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
         (("extra",), "unexpected extra argument"),
@@ -150,7 +151,8 @@ def test_a_limit_that_nothing_fits(fails: Callable[..., str], monkeypatch: pytes
 
     monkeypatch.setattr(driver, "MAX_REJECTED_IN_A_ROW", 3)
     outcome = fails(
-        FAILURE, *tiny_run("--trials", 2, "--max-gates", 10, "--epochs", 1, "--tracking-uri", "sqlite:///x/y")
+        FAILURE,
+        *tiny_run("--trials", 2, "--gates", "raw", "--max-gates", 10, "--epochs", 1, "--tracking-uri", "sqlite:///x/y"),
     )
     assert "3 candidates in a row were rejected" in outcome
 
@@ -168,7 +170,8 @@ def test_export_of_what_is_not_there(study: Runs, fails: Callable[..., str], wor
     assert "trial 1 is not among" in fails(USAGE, export, "--study", "tiny", "--pick", "trial=1", *output)
     assert "'worst'" in fails(USAGE, export, "--study", "tiny", "--pick", "worst", *output)
     message = fails(USAGE, export, "--study", "tiny", "--max-gates", 100, *output)
-    assert re.match(r"no complete trial has at most 100 raw gates; the smallest has [\d,]+$", message)
+    smallest = r"the smallest has 1,[\d]+ total gates; --pick trial=[02] takes it all the same"
+    assert re.fullmatch(rf"no complete trial keeps to 100 total gates: {smallest}", message)
     message = fails(USAGE, export, "--study", "tiny", "--pick", "trial=0", "--max-gates", 100, *output)
     assert "--max-gates chooses among trials" in message
     assert "is reserved" in fails(USAGE, export, "--study", "results", *output)

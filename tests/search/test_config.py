@@ -51,6 +51,7 @@ def test_names_that_are_no_folder_or_taken(name: str) -> None:
         ({"workers": -1}, "workers=-1: "),
         ({"gpus_per_trial": -1.0}, "gpus_per_trial=-1.0: "),
         ({"max_gates": 0}, "max_gates=0: "),
+        ({"gates": "net"}, "gates='net': "),
         ({"seed": -1}, "seed=-1: "),
         ({"seed": 2**32}, "seed=4294967296: "),
         ({"epochs": 0}, "epochs=0: "),
@@ -82,6 +83,8 @@ def test_identity_is_as_a_database_gives_it_back(tiny_space: Space) -> None:
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"objectives": ("accuracy",)}, "objectives: ['accuracy', 'gates'] -> ['accuracy']"),
         ({"data": "mnist"}, "data.dataset: digits -> mnist"),
+        ({"gates": "core"}, "gates: total -> core"),
+        ({"max_gates": 5000}, "max_gates: None -> 5000"),
     ],
 )
 def test_what_makes_trials_incomparable_is_identity(
@@ -96,7 +99,9 @@ def test_what_makes_trials_incomparable_is_identity(
     "options", [{"trials": 99}, {"workers": 3}, {"executor": "inline"}, {"sampler": "random"}, {"max_gates": 5000}]
 )
 def test_what_may_change_from_session_to_session_is_not(tiny_space: Space, options: dict[str, Any]) -> None:
-    assert study_config(space="tiny", **options).identity() == study_config(space="tiny").identity()
+    """A limit on raw gates says what is trained from now on; one on the others is every trial's constraint."""
+    raw = study_config(space="tiny", gates="raw")
+    assert study_config(space="tiny", gates="raw", **options).identity() == raw.identity()
 
 
 def test_a_space_of_the_same_name_with_another_domain_is_another(

@@ -66,13 +66,18 @@ def test_a_trial_goes_into_a_file_and_comes_back(run_sqlite: Runs, command: Call
         assert file.origin.trial == view.number
         assert file.origin.acc_discrete == view.acc_discrete
         assert file.origin.params == view.params
+        last = view.records[-1]
+        assert (file.origin.core_gates, file.origin.total_gates) == (last.core_gates, last.total_gates)
+        assert (file.origin.raw_gates, file.origin.depth) == (view.raw_gates, last.depth)
+        assert f"{last.total_gates:,} total gates -> " in outcome.out
 
 
 def test_a_gate_limit_takes_the_best_among_those_that_fit(run_sqlite: Runs, command: Call) -> None:
     views = [view for view in run_sqlite(FakeExecutor(), trials=8) if view.state == "complete"]
     best = max(views, key=lambda view: view.acc_discrete or 0)
-    limit = (best.raw_gates or 0) - 1
-    fitting = [view for view in views if (view.raw_gates or 0) <= limit]
+    limit = (best.gates or 0) - 1
+    fitting = [view for view in views if (view.gates or 0) <= limit]
+    assert 0 < len(fitting) < len(views) - 1
     assert command(export, "--study", "tiny", "-o", "best.yaml", "--max-gates", limit).code == 0
     expected = max(fitting, key=lambda view: view.acc_discrete or 0)
     assert load_candidate_file(Path("best.yaml")).origin.trial == expected.number
@@ -131,6 +136,9 @@ def test_a_finished_folder_is_enough_by_itself(command: Call, small: Candidate, 
     epochs = json.loads((folder / "epochs.json").read_text())
     assert [record["epoch"] for record in epochs] == [1, 2, 3]
     assert metrics["gates/raw"] == 2280
+    assert ["total_gates" in record for record in epochs] == [False, False, True]
+    assert metrics["gates/total"] == epochs[-1]["total_gates"] > metrics["gates/core"] > metrics["gates/depth"] > 0
+    assert f"{metrics['gates/total']:,} total gates -> " in outcome.out
     assert metrics["val/gap"] == metrics["val/acc_soft"] - metrics["val/acc_discrete"]
     assert f"{metrics['test/acc_discrete']:.2%}" in outcome.out
     # The network as it was saved, measured on the test split again.

@@ -24,7 +24,11 @@ WRITES = (
 )
 CHECKPOINTS = Path("studies/tiny/checkpoints")
 TRIALS = 5
-OPTIONS: dict[str, Any] = {"trials": TRIALS, "max_gates": 2000, "sampler": "random", "seed": 3}
+COMMON: dict[str, Any] = {"trials": TRIALS, "sampler": "random", "seed": 3}
+LIMITS: dict[str, dict[str, Any]] = {
+    "rejecting": {**COMMON, "gates": "raw", "max_gates": 2000},
+    "constraint": {**COMMON, "gates": "total", "max_gates": 1400},
+}
 
 
 class Killed(BaseException):
@@ -64,38 +68,47 @@ def check_whole(views: list[TrialView]) -> None:
             assert view.candidate is not None
             job = Job(view.number, view.candidate, view.attrs["seed"], 9, None)
             assert view.records == tuple(measured(job, epoch) for epoch in range(1, view.epoch + 1))
-            assert view.frozen.values == [view.records[-1].acc_discrete, float(view.raw_gates or 0)]
+            assert view.frozen.values == [view.records[-1].acc_discrete, view.gates]
+            constraints = (
+                {} if view.gate_count == "raw" else {"gates/total": (view.records[-1].total_gates or 0) - 1400}
+            )
+            assert view.frozen.constraints == constraints
             assert ("stopped_at_rung" in view.attrs) == (view.epoch < 9)
     assert not CHECKPOINTS.exists() or list(CHECKPOINTS.iterdir()) == []
 
 
-def test_a_kill_before_any_write_costs_nothing(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every write of a study in turn is the first that did not happen."""
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_kill_before_any_write_costs_nothing(run: Runs, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """Every write of a study in turn is the first that did not happen; a constraint set twice is a warning."""
+    options = LIMITS[limit]
     with monkeypatch.context() as patch:
         written = kill_after(1_000_000, patch)
-        whole = run(FakeExecutor(num_workers=2), **OPTIONS)
+        whole = run(FakeExecutor(num_workers=2), **options)
     check_whole(whole)
-    assert any(view.state == "rejected" for view in whole)
+    assert any(view.state == "rejected" for view in whole) == (limit == "rejecting")
+    assert {view.is_infeasible for view in whole} == {False, limit == "constraint"}
     assert len({view.epoch for view in whole if view.records}) > 1
     for number in range(len(written)):
         run.memory = InMemoryStorage()
         with monkeypatch.context() as patch:
             kill_after(number, patch)
             with pytest.raises(Killed):
-                run(FakeExecutor(num_workers=2), **OPTIONS)
-        before = trial_views(run.study(run.config(**OPTIONS)))
+                run(FakeExecutor(num_workers=2), **options)
+        before = trial_views(run.study(run.config(**options)), options["gates"])
         executor = FakeExecutor(num_workers=2)
-        views = run(executor, **OPTIONS)
+        views = run(executor, **options)
         check_whole(views)
         for view in before:  # same numbers and parameters, and what was measured stays
             assert view.params.items() <= views[view.number].params.items()
             assert views[view.number].records[: len(view.records)] == view.records
+            assert view.frozen.constraints.items() <= views[view.number].frozen.constraints.items()
         for job in executor.jobs:
             assert job.until_epoch > (before[job.trial].epoch if job.trial < len(before) else 0)
             assert (job.checkpoint is None) == (job.until_epoch == 1)
 
 
-def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     """Sessions of a few writes each: as slow as can be, and it ends."""
     num_kills = 0
     views: list[TrialView] = []
@@ -103,7 +116,7 @@ def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patch:
             kill_after(12, patch)
             try:
-                views = run(FakeExecutor(num_workers=2), **OPTIONS)
+                views = run(FakeExecutor(num_workers=2), **LIMITS[limit])
             except Killed:
                 num_kills += 1
         assert num_kills < 100

@@ -80,6 +80,18 @@ def test_the_best_accuracy_always_goes_on(rows: Points, reduction: int) -> None:
     assert max(rows[i, 0] for i in survivors(rows, reduction)) == rows[:, 0].max()
 
 
+@given(points(2), st.data())
+def test_what_is_over_the_limit_comes_last(rows: Points, data: st.DataObject) -> None:
+    excess = data.draw(hnp.arrays(np.float64, len(rows), elements=st.sampled_from([-8.0, -1.0, 0.0, 2.0, 5.0])))
+    order = best_first(rows, excess)
+    over = [max(0.0, excess[row]) for row in order]
+    assert over == sorted(over)
+    unlimited = best_first(rows)
+    assert [row for row in order if excess[row] <= 0] == [row for row in unlimited if excess[row] <= 0]
+    for index in range(len(rows)):
+        assert goes_on(rows, index, 3, excess) == (index in order[: math.ceil(len(rows) / 3)])
+
+
 @given(points(1), st.integers(1, 5))
 def test_with_one_objective_it_is_the_best_ones(rows: Points, reduction: int) -> None:
     values = rows[:, 0].tolist()

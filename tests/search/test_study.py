@@ -75,16 +75,20 @@ def test_the_baseline_is_not_stopped_even_if_it_is_the_worst(run: Runs) -> None:
     assert all((view.acc_discrete or 0) > 0 for view in views[1:])
 
 
+@pytest.mark.parametrize("gates", ["raw", "core", "total"])
 @pytest.mark.parametrize("objectives", [("accuracy", "gates"), ("accuracy",)])
-def test_values_are_what_the_last_rung_measured(run: Runs, objectives: tuple[str, ...]) -> None:
+def test_values_are_what_the_last_rung_measured(run: Runs, objectives: tuple[str, ...], gates: str) -> None:
     executor = FakeExecutor(num_workers=3)
-    views = run(executor, trials=20, objectives=objectives)
+    views = run(executor, trials=20, objectives=objectives, gates=gates)
     seeds = {job.trial: job.seed for job in executor.jobs}
     epochs = set()
     for view in (view for view in views if view.state == "complete"):
         job = Job(view.number, view.candidate, seeds[view.number], 9, None)  # type: ignore[arg-type]
         assert view.records == tuple(measured(job, epoch) for epoch in range(1, view.epoch + 1))
-        assert view.frozen.values == [view.records[-1].acc_discrete, float(view.raw_gates or 0)][: len(objectives)]
+        last = view.records[-1]
+        counts = {"raw": view.raw_gates, "core": last.core_gates, "total": last.total_gates}
+        assert len({*counts.values(), None}) == 4
+        assert view.frozen.values == [last.acc_discrete, counts[gates]][: len(objectives)]
         assert view.attrs.get("stopped_at_rung") == (None if view.epoch == 9 else view.epoch)
         epochs.add(view.epoch)
     assert epochs == {1, 3, 9}
@@ -96,7 +100,9 @@ def test_each_decision_is_halving_among_those_that_had_reached_the_rung(run: Run
     for rung in (1, 3):
         reached = [view for view in views if view.epoch >= rung]
         for index in range(len(reached)):
-            points = np.array([(peer.at_rung(rung).acc_discrete, -peer.raw_gates) for peer in reached[: index + 1]])  # type: ignore[union-attr, operator]
+            points = np.array(
+                [(peer.at_rung(rung).acc_discrete, -peer.at_rung(rung).total_gates) for peer in reached[: index + 1]]
+            )  # type: ignore[union-attr, operator]
             expected = reached[index].number == 0 or goes_on(points, index, 3)
             assert (reached[index].epoch > rung) == expected
     assert Counter(view.epoch for view in views)[1] > 4
@@ -113,7 +119,9 @@ def test_stopped_trials_are_complete_for_optuna(run: Runs) -> None:
 def test_a_real_trial_is_stored_as_it_was_trained(run: Runs) -> None:
     views = run(trials=3, epochs=3)
     assert [record.epoch for record in views[0].records] == [1, 2, 3]
-    assert views[0].frozen.values == [views[0].records[-1].acc_discrete, 2280.0]
+    assert [record.total_gates is not None for record in views[0].records] == [True, False, True]
+    assert views[0].frozen.values == [views[0].records[-1].acc_discrete, views[0].records[-1].total_gates]
+    assert views[0].raw_gates == 2280
     assert views[0].candidate is not None
     assert views[0].candidate.train.epochs == 3
     assert list(Path("studies/tiny/checkpoints").iterdir()) == []
@@ -124,7 +132,7 @@ def test_a_real_trial_is_stored_as_it_was_trained(run: Runs) -> None:
 
 def test_rejected_candidates_are_stored_and_not_counted(run: Runs) -> None:
     executor = FakeExecutor(num_workers=2)
-    views = run(executor, trials=12, max_gates=2000)
+    views = run(executor, trials=12, gates="raw", max_gates=2000)
     rejected = [view for view in views if view.state == "rejected"]
     assert counted(views) == 12
     assert {view.frozen.state.name for view in rejected} == {"FAIL"}
@@ -141,7 +149,7 @@ def test_rejected_candidates_are_stored_and_not_counted(run: Runs) -> None:
 def test_a_limit_that_nothing_fits_ends_the_search(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 5)
     with pytest.raises(Failure, match=r"^5 candidates in a row were rejected, the last because .* --max-gates 10$"):
-        run(FakeExecutor(), max_gates=10)
+        run(FakeExecutor(), gates="raw", max_gates=10)
 
 
 # Failures

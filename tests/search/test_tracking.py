@@ -21,9 +21,10 @@ from search.tracking import Tracker
 from search.train import train
 from spaces import SPACES
 from tests.search.conftest import Outcome
-from tests.search.tiny import TINY, FakeExecutor, Runs, broken
+from tests.search.tiny import RUNGS, TINY, FakeExecutor, Runs, broken
 
 Call = Callable[..., Outcome]
+RUNG_METRICS = {"gates/core", "gates/total", "gates/depth"}
 EPOCH_METRICS = {"train/loss", "val/acc_soft", "val/acc_discrete", "val/gap", "images_per_second"}
 
 
@@ -80,7 +81,7 @@ class Tracked:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, empty_store: Path) -> Iterator[Tracked]:
-    """8 trials, stopped, failed and rejected ones among them. No test leaves the store other than it was."""
+    """Trials, stopped, failed, rejected and infeasible ones among them. No test leaves the store other than it was."""
     folder = tmp_path_factory.mktemp("tracked")
     uri, storage = f"sqlite:///{folder}/mlflow.db", f"sqlite:///{folder}/study.db"
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -89,10 +90,11 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, empty_st
         patch.chdir(folder)
         patch.setitem(SPACES, TINY.name, TINY)
         tracker = Tracker("tiny", uri, no_warning)
-        views = Runs(dataset, None)(executor, [tracker], trials=8, max_gates=2200, storage=storage)
+        views = Runs(dataset, None)(executor, [tracker], trials=8, max_gates=1300, seed=1, storage=storage)
         tracker.finish(views[0])
     assert {view.state for view in views} == {"complete", "failed", "rejected"}
     assert {view.epoch for view in views if view.state == "complete"} >= {1, 9}
+    assert {view.is_infeasible for view in views if view.state == "complete"} == {True, False}
     yield Tracked(storage, views, uri)
 
 
@@ -111,6 +113,7 @@ def test_a_parent_and_a_child_a_trial(tracked: Tracked) -> None:
         assert child.info.status == ("FINISHED" if view.state == "complete" else "FAILED")
         for name in ("stopped_at_rung", "cause", "message", "rejected"):
             assert child.data.tags.get(name) == (str(view.attrs[name]) if name in view.attrs else None)
+        assert child.data.tags.get("infeasible") == ("True" if view.is_infeasible else None)
     assert children[0].info.run_name == "trial 0 (published)"
 
 
@@ -131,10 +134,14 @@ def test_a_metric_an_epoch_with_the_worker_s_clock(tracked: Tracked) -> None:
     _, children = runs(tracked.uri)
     for view in tracked.views:
         found = histories(tracked.uri, children[view.number])
-        assert set(found) == (EPOCH_METRICS if view.records else set()) | ({"gates/raw"} if view.raw_gates else set())
+        expected = EPOCH_METRICS | RUNG_METRICS if view.records else set()
+        assert set(found) == expected | ({"gates/raw"} if view.raw_gates else set())
         for name in EPOCH_METRICS & found.keys():
             assert found[name] == [(each.epoch, each.metrics()[name], each.timestamp_ms) for each in view.records]
         if view.raw_gates:
+            rungs = [each for each in view.records if each.epoch in RUNGS]
+            for name in RUNG_METRICS & found.keys():
+                assert found[name] == [(each.epoch, each.metrics()[name], each.timestamp_ms) for each in rungs]
             assert found["gates/raw"] == [(0, view.raw_gates, children[view.number].info.start_time)]
 
 
@@ -154,8 +161,9 @@ def test_a_store_that_missed_the_last_tag_gets_no_step_twice(tracked: Tracked) -
         client.set_tag(child.info.run_id, "logged_epoch", "0")
     Tracker("tiny", tracked.uri, no_warning).sync(tracked.views)
     for view in tracked.views:
-        steps = Counter(step for step, *_ in histories(tracked.uri, children[view.number]).get("train/loss", []))
-        assert steps == Counter(record.epoch for record in view.records)
+        for name, epochs in (("train/loss", range(1, view.epoch + 1)), ("gates/total", RUNGS)):
+            steps = Counter(step for step, *_ in histories(tracked.uri, children[view.number]).get(name, []))
+            assert steps == Counter(epoch for epoch in epochs if epoch <= view.epoch)
 
 
 def test_the_view_is_rebuilt_in_an_empty_store(
@@ -199,7 +207,8 @@ def test_a_session_shows_up_whole(command: Call, tracking_uri: str) -> None:
     final = [each for each in others if "final" in each.data.tags]
     assert len(final) == 2
     for each in final:
-        assert {*EPOCH_METRICS, "test/acc_soft", "test/acc_discrete", "gates/raw"} <= each.data.metrics.keys()
+        test_metrics = {"test/acc_soft", "test/acc_discrete", "gates/raw"}
+        assert EPOCH_METRICS | RUNG_METRICS | test_metrics <= each.data.metrics.keys()
         assert [step for step, *_ in histories(tracking_uri, each)["train/loss"]] == [1, 2, 3]
         assert {"k", "tau", "lr"} <= each.data.params.keys()
         artifacts = MlflowClient(tracking_uri).list_artifacts(each.info.run_id)

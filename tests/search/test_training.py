@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from convlogic_core import num_parameters, soft_evaluation
+from convlogic_core.circuit import Circuit
 from search import training
 from search.data import Dataset
 from search.errors import Failure
@@ -14,6 +16,7 @@ from search.jobs import Failed, Job, JobRunner
 from search.training import (
     Diverged,
     EncodedDataset,
+    EpochRecord,
     TrainingRun,
     accuracy,
     check_memory,
@@ -285,6 +288,31 @@ def test_a_job_that_does_not_fit_in_memory_ends_with_that_cause(
     (failed,) = JobRunner(dataset, CPU).run(Job(0, tiny_candidate(), 7, 4, None))
     assert isinstance(failed, Failed)
     assert failed.cause == "out of memory"
+
+
+@pytest.mark.parametrize("start", [None, 2])
+def test_a_job_counts_gates_at_its_last_epoch(dataset: Dataset, start: int | None) -> None:
+    """Those of the network that its checkpoint holds, comparators of its thresholds included."""
+    data_spec = replace(TINY.data, num_thresholds=2)
+    candidate = tiny_candidate()
+    candidate = replace(candidate, data=data_spec, model=replace(candidate.model, input_shape=(2, 28, 28)))
+    checkpoint = None
+    if start is not None:
+        *_, checkpoint = JobRunner(dataset, CPU).run(Job(0, candidate, 7, start, None))
+        assert isinstance(checkpoint, bytes)
+    *earlier, last, end = JobRunner(dataset, CPU).run(Job(0, candidate, 7, 4, checkpoint))
+    assert isinstance(end, bytes) and isinstance(last, EpochRecord)
+    run = TrainingRun(candidate, encode_dataset(dataset, data_spec, CPU), 0)
+    run.model.load_state_dict({k[6:]: v for k, v in safetensors.torch.load(end).items() if k.startswith("model.")})
+    counts = Circuit.from_model(run.model, (2, 28, 28), run.data.thresholds).counts
+    assert (last.core_gates, last.total_gates, last.depth) == (counts.core, counts.total, counts.depth)
+    assert counts.comparator_gates > 0
+    assert last.metrics().items() > {"gates/core": counts.core, "gates/total": counts.total}.items()
+    assert len(earlier) == 3 - (start or 0)
+    for record in earlier:
+        assert isinstance(record, EpochRecord)
+        assert (record.core_gates, record.total_gates, record.depth) == (None, None, None)
+        assert not [name for name in record.metrics() if name.startswith("gates/")]
 
 
 def test_memory_of_a_step_is_bounded_from_below() -> None:

@@ -1,7 +1,7 @@
 """A space and a dataset so small that a trial takes moments, sessions of its studies, and an executor that pretends."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from search.config import StudyConfig, study_config
 from search.data import Dataset, Images
 from search.jobs import Job
 from search.storage import TrialView, create_or_resume, trial_views
-from search.study import DIRECTIONS, METRIC_NAMES, Observer, StudyDriver
+from search.study import DIRECTIONS, Observer, StudyDriver
 from search.training import EpochRecord
 from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
 from spaces import Budget, Candidate, DataSpec, Known, Space, TrainSpec
 from spaces.space import Choice, InputInfo, Parameter, Range, Value
 
 INFO = InputInfo((1, 28, 28), 10)
+RUNGS = (1, 3, 9)  # of nine epochs, and of one and three
 
 
 def build(params: Mapping[str, Value], data: DataSpec, info: InputInfo, epochs: int) -> Candidate:
@@ -112,8 +113,7 @@ class Runs:
             return optuna.create_study(
                 study_name=config.study, storage=self.memory, directions=directions, load_if_exists=True
             )
-        names = [METRIC_NAMES[name] for name in config.objectives]
-        return create_or_resume(config.storage, config.study, directions, names, config.identity())
+        return create_or_resume(config.storage, config.study, directions, config.metric_names, config.identity())
 
     def __call__(
         self, executor: Executor | None = None, observers: Iterable[Observer] = (), **options: Any
@@ -122,13 +122,17 @@ class Runs:
         config = self.config(**options)
         study = self.study(config)
         StudyDriver(config, study, INFO, executor or InlineExecutor(self.dataset), [*observers]).run()
-        return trial_views(study)
+        return trial_views(study, config.gates)
 
 
 def measured(job: Job, epoch: int) -> EpochRecord:
-    """What a pretended epoch measures: it follows from seed and epoch, as in a real one."""
+    """What a pretended epoch measures: it follows from seed and epoch, as in a real one. Gates at rungs alone."""
     rng = np.random.default_rng([job.seed, epoch])
-    return EpochRecord(epoch, 1 / epoch, *rng.uniform(0.1, 0.9, 2).round(3).tolist(), 1000.0, 1_700_000_000_000 + epoch)
+    record = EpochRecord(
+        epoch, 1 / epoch, *rng.uniform(0.1, 0.9, 2).round(3).tolist(), 1000.0, 1_700_000_000_000 + epoch
+    )
+    core, depth = rng.integers((300, 3), (900, 9)).tolist()
+    return replace(record, core_gates=core, total_gates=core + 700, depth=depth) if epoch in RUNGS else record
 
 
 Script = Callable[[Job, list[Event]], list[Event]]
