@@ -28,10 +28,11 @@ def tool(*names: str) -> str:
     pytest.skip(missing)
 
 
-def run_silently(*command: str | Path) -> None:
+def run_silently(folder: Path, *command: str | Path) -> None:
     """Run a program that must succeed and have nothing to warn of."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=120)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0 and not printed, printed
 
 
 def abc(commands: str) -> str:
@@ -45,7 +46,7 @@ def abc(commands: str) -> str:
 
 def yosys(folder: Path, script: str) -> None:
     """Run a script in a folder; every warning is an error."""
-    run_silently(tool("yosys"), "-q", "-e", ".", "-p", f"cd {folder}; {script}")
+    run_silently(folder, tool("yosys"), "-q", "-e", ".", "-p", script)
 
 
 def random_circuit(
@@ -130,7 +131,7 @@ module testbench;
     integer i;
     {module} dut ({".clk(clk), " if is_clocked else ""}.{input_name}(image), .class_index(class_index), .sums(sums));
     initial begin
-        $readmemh("{folder / "images.hex"}", memory);
+        $readmemh("images.hex", memory);
         i = 0;
         clk = 0;
         {sample if is_clocked else settle}
@@ -138,9 +139,9 @@ module testbench;
 endmodule
 """)
     (folder / "module.v").write_text(text)
-    program = folder / "program.vvp"
-    run_silently(tool("iverilog"), "-Wall", "-g2001", "-o", program, folder / "testbench.v", folder / "module.v")
-    done = subprocess.run([tool("vvp"), "-n", str(program)], capture_output=True, text=True, timeout=120, check=True)
+    run_silently(folder, tool("iverilog"), "-Wall", "-g2001", "-o", "program.vvp", "testbench.v", "module.v")
+    vvp = [tool("vvp"), "-n", "program.vvp"]
+    done = subprocess.run(vvp, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
     lines = [[int(word, 16) for word in line.split()] for line in done.stdout.splitlines()]
     width = widths["sums"] // num_classes
     return (
