@@ -30,6 +30,26 @@ GATE_NAMES: Final = (
     "true",
 )
 
+# The same in Verilog, of single bits, and in C, of words of any width.
+GATE_EXPRESSIONS: Final = (
+    "0",
+    "{a} & {b}",
+    "{a} & ~{b}",
+    "{a}",
+    "~{a} & {b}",
+    "{b}",
+    "{a} ^ {b}",
+    "{a} | {b}",
+    "~({a} | {b})",
+    "~({a} ^ {b})",
+    "~{b}",
+    "{a} | ~{b}",
+    "~{a}",
+    "~{a} | {b}",
+    "~({a} & {b})",
+    "~0",
+)
+
 NUM_GATES: Final = 16
 GATE_A: Final = 3  # "a": the gate that residual initialisation favours
 

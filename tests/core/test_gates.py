@@ -3,7 +3,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from convlogic_core.gates import GATE_A, GATE_NAMES, GATE_TABLE, NUM_GATES, coefficients_of, truth_row
+from convlogic_core.gates import (
+    GATE_A,
+    GATE_EXPRESSIONS,
+    GATE_NAMES,
+    GATE_TABLE,
+    NUM_GATES,
+    coefficients_of,
+    truth_row,
+)
 
 # What each name says, written out a second time.
 MEANINGS: dict[str, Callable[[bool, bool], bool]] = {
@@ -38,6 +46,8 @@ def test_numbers_are_those_of_difflogic() -> None:
 def test_name_truth_row_and_coefficients_are_one_function(gate: int) -> None:
     meant = [int(MEANINGS[GATE_NAMES[gate]](a, b)) for a, b in INPUTS]
     assert list(truth_row(gate)) == meant
+    # Python writes these operators as Verilog and C do
+    assert [eval(GATE_EXPRESSIONS[gate].format(a=int(a), b=int(b))) & 1 for a, b in INPUTS] == meant
     c0, c1, c2, c3 = GATE_TABLE[gate].tolist()
     assert [c0 + c1 * a + c2 * b + c3 * a * b for a, b in INPUTS] == meant
 
