@@ -10,6 +10,8 @@ import heapq
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .netlist import Circuit
 
@@ -54,6 +56,8 @@ def schedule(circuit: "Circuit") -> Program:
     per_class = len(circuit.outputs) // circuit.num_classes
     literals = list(zip(circuit.outputs.tolist(), circuit.inverted.tolist(), strict=True))
     adders = _Adders(operations, 1 + circuit.num_inputs + circuit.num_gates, max(1, per_class.bit_length()))
+    for root in _convolved(circuit):
+        cones.compute(root)
     sums: list[int] = []
     for start in range(0, len(literals), per_class) if per_class else [0] * circuit.num_classes:
         for literal, times in _merged(literals[start : start + per_class]):
@@ -63,6 +67,43 @@ def schedule(circuit: "Circuit") -> Program:
     part_ends = [*range(PART_OPERATIONS, len(operations), PART_OPERATIONS), len(operations)]
     places, num_places = _places(operations, part_ends, sums)
     return Program(operations, part_ends, places, num_places, adders.num_bits)
+
+
+def _convolved(circuit: "Circuit") -> list[int]:
+    """What a convolution gives to later layers, neighbours together, so that they find what they share in the cache.
+
+    Not the first convolution's: the second finds what it needs of it best by computing it on the way.
+    """
+    convolutions = [layer.name.removeprefix("pool") for layer in circuit.layers if layer.name.startswith("pool")]
+    del convolutions
+    first = 1 + circuit.num_inputs
+    ends = np.cumsum([layer.num_gates for layer in circuit.layers])
+    block = []  # of each layer: the number of its convolution, 0 for dense
+    for layer in circuit.layers:
+        kind, _, number = layer.name.partition("_")
+        block.append(int(number) if kind in ("conv", "pool") else 0)
+    last = max(block, default=0)
+    if not last or len(circuit.input_shape) != 3:
+        return []
+    of = np.repeat(np.array([0, *block]), np.diff([0, first, *(first + ends)]))
+    readers = [(of[circuit.a], of[first:]), (of[circuit.b], of[first:])]
+    leaves = np.zeros(len(of), np.bool_)
+    for nodes in (circuit.a, circuit.b):
+        leaves[nodes[of[nodes] != of[first:]]] = True
+    leaves[circuit.outputs] = True
+    del readers
+    rows, columns = circuit.input_shape[1:]
+    row = np.concatenate([[0], np.arange(circuit.num_inputs) // columns % rows]).tolist()
+    column = np.concatenate([[0], np.arange(circuit.num_inputs) % columns]).tolist()
+    for a, b in zip(circuit.a.tolist(), circuit.b.tolist(), strict=True):
+        row.append((row[a] + row[b]) / 2)
+        column.append((column[a] + column[b]) / 2)
+    roots = []
+    for number in range(min(2, last), last + 1):
+        own = np.flatnonzero(leaves & (of == number)).tolist()
+        band = rows * 2**number / 32
+        roots += sorted(own, key=lambda node: (row[node] // band, column[node]))
+    return roots
 
 
 def _merged(literals: list[Literal]) -> list[tuple[Literal, int]]:

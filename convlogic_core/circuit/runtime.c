@@ -43,43 +43,55 @@ typedef uint64_t word __attribute__((vector_size(WORD_BITS / 8), may_alias));
 #define VECTORS (FITTING < 1 ? 1 : FITTING > 8 ? 8 : FITTING)
 #endif
 
-/* One bit for each of 64 images and each of num_bytes bytes from `first`: whether the byte is at least `threshold`.
- * Bytes are compared 8 to a lane, bits of 8 images are gathered in a byte, and these bytes are transposed. */
-static inline void pack(const uint8_t *const *images, size_t first, size_t num_bytes, unsigned threshold,
-                        uint64_t *bits) {
+/* Exchanges blocks of size x size bytes in 8 rows of 8 bytes a lane. */
+#define TRANSPOSE(size, mask)                                                                                          \
+    for (size_t row = 0; row < 8; ++row)                                                                               \
+        if (!(row & (size))) {                                                                                         \
+            const word exchanged = (rows[row] >> (8 * (size)) ^ rows[row + (size)]) & UINT64_C(mask);                  \
+            rows[row + (size)] ^= exchanged;                                                                           \
+            rows[row] ^= exchanged << (8 * (size));                                                                    \
+        }
+
+/* Whether each of num_bytes bytes is at least `threshold`, for 8 images: a byte of 8 bits for each. */
+static inline void compare(const uint8_t *const *images, size_t first, size_t num_bytes, unsigned threshold,
+                           uint8_t *gathered) {
     const uint64_t every = UINT64_C(0x0101010101010101), low = 127 * every, top = 128 * every;
     const uint64_t offset = (128 - (threshold & 127)) * every;
-    const uint16_t probe = 1;
-    const size_t flipped = *(const uint8_t *)&probe ? 0 : 7; /* where the first byte is the highest */
     const size_t step = num_bytes < sizeof(word) ? num_bytes : sizeof(word);
     for (size_t done = 0; done < num_bytes; done += step) {
         const size_t from = done < num_bytes - step ? done : num_bytes - step;
+        word bits = {0};
+        for (size_t i = 0; i < 8; ++i) {
+            word bytes = {0};
+            memcpy(&bytes, images[i] + first + from, step);
+            if (threshold < 128)
+                bytes |= (bytes & low) + offset;
+            else if (threshold > 128)
+                bytes &= (bytes & low) + offset;
+            bits = bits >> 1 | (bytes & top);
+        }
+        memcpy(gathered + from, &bits, step);
+    }
+}
+
+/* One bit for each of 64 images and each of num_bytes bytes from `first`: bits[i * LANES] is of byte i.
+ * Images are read 8 at a time, which hardware can foresee; then 8 rows of bytes are transposed in 64-bit lanes. */
+static inline void pack(const uint8_t *const *images, size_t first, size_t num_bytes, unsigned threshold,
+                        uint64_t *bits) {
+    const uint16_t probe = 1;
+    const size_t flipped = *(const uint8_t *)&probe ? 0 : 7; /* where the first byte is the highest */
+    const size_t step = num_bytes < sizeof(word) ? num_bytes : sizeof(word);
+    uint8_t gathered[8][IMAGE_BYTES + sizeof(word)]; /* the last word may be read in part */
+    for (size_t row = 0; row < 8; ++row)
+        compare(images + 8 * row, first, num_bytes, threshold, gathered[row]);
+    for (size_t done = 0; done < num_bytes; done += step) {
+        const size_t from = done < num_bytes - step ? done : num_bytes - step;
         word rows[8];
-        for (size_t row = 0; row < 8; ++row) {
-            word gathered = {0};
-            for (size_t i = 0; i < 8; ++i) {
-                word bytes = {0};
-                memcpy(&bytes, images[8 * row + i] + first + from, step);
-                if (threshold < 128)
-                    bytes |= (bytes & low) + offset;
-                else if (threshold > 128)
-                    bytes &= (bytes & low) + offset;
-                gathered = gathered >> 1 | (bytes & top);
-            }
-            rows[row] = gathered;
-        }
-        for (size_t half = 4; half; half /= 2) {
-            const uint64_t mask = half == 4   ? UINT64_C(0x00000000ffffffff)
-                                  : half == 2 ? UINT64_C(0x0000ffff0000ffff)
-                                              : UINT64_C(0x00ff00ff00ff00ff);
-            for (size_t row = 0; row < 8; ++row) {
-                if (row & half)
-                    continue;
-                const word swapped = (rows[row] >> (8 * half) ^ rows[row + half]) & mask;
-                rows[row + half] ^= swapped;
-                rows[row] ^= swapped << (8 * half);
-            }
-        }
+        for (size_t row = 0; row < 8; ++row)
+            memcpy(&rows[row], gathered[row] + from, sizeof(word));
+        TRANSPOSE(4, 0x00000000ffffffff)
+        TRANSPOSE(2, 0x0000ffff0000ffff)
+        TRANSPOSE(1, 0x00ff00ff00ff00ff)
         for (size_t row = 0; row < 8; ++row) {
             uint64_t lanes[LANES];
             memcpy(lanes, &rows[row], sizeof(word));
