@@ -1,7 +1,8 @@
 """The order in which straight-line code computes a circuit and its class sums, and where values are kept meanwhile.
 
-Gates follow one another depth-first from the outputs, class after class, and an output is added to its class's sum as
-soon as it is there: what has been computed is used soon, and few values live at a time. The order is cut into parts
+Gates follow one another depth-first, first from what convolutions give, neighbours together, then from the outputs,
+class after class; an output is added to its class's sum as soon as it is there. So what has been computed is used soon,
+and few values live at a time. The order is cut into parts
 that compilers and instruction caches take well. A value that other parts read has a place of its own until the last of
 them has run.
 """
@@ -70,40 +71,40 @@ def schedule(circuit: "Circuit") -> Program:
 
 
 def _convolved(circuit: "Circuit") -> list[int]:
-    """What a convolution gives to later layers, neighbours together, so that they find what they share in the cache.
+    """Nodes that convolutions give to later layers, a convolution at a time, neighbours in the image together: they
+    share what they read, and find it in the cache.
 
-    Not the first convolution's: the second finds what it needs of it best by computing it on the way.
+    All but the first convolution's: its are best computed when the second needs them.
     """
-    convolutions = [layer.name.removeprefix("pool") for layer in circuit.layers if layer.name.startswith("pool")]
-    del convolutions
-    first = 1 + circuit.num_inputs
-    ends = np.cumsum([layer.num_gates for layer in circuit.layers])
-    block = []  # of each layer: the number of its convolution, 0 for dense
-    for layer in circuit.layers:
-        kind, _, number = layer.name.partition("_")
-        block.append(int(number) if kind in ("conv", "pool") else 0)
-    last = max(block, default=0)
-    if not last or len(circuit.input_shape) != 3:
+    if len(circuit.input_shape) != 3:
         return []
-    of = np.repeat(np.array([0, *block]), np.diff([0, first, *(first + ends)]))
-    readers = [(of[circuit.a], of[first:]), (of[circuit.b], of[first:])]
-    leaves = np.zeros(len(of), np.bool_)
+    kinds = [layer.name.split("_") for layer in circuit.layers]
+    numbers = [int(number) if kind in ("conv", "pool") else 0 for kind, number in kinds]  # of convolutions
+    first = 1 + circuit.num_inputs
+    block = np.repeat([0, *numbers], [first, *(layer.num_gates for layer in circuit.layers)])
+    is_given = np.zeros(len(block), np.bool_)
+    is_given[circuit.outputs] = True
     for nodes in (circuit.a, circuit.b):
-        leaves[nodes[of[nodes] != of[first:]]] = True
-    leaves[circuit.outputs] = True
-    del readers
+        is_given[nodes[block[nodes] != block[first:]]] = True
+    places = _places_in_image(circuit)
+    roots: list[int] = []
+    last = max(numbers, default=0)
+    for number in range(min(2, last), last + 1):
+        given = np.flatnonzero(is_given & (block == number)).tolist() if number else []
+        roots += sorted(given, key=lambda node: places[node])
+    return roots
+
+
+def _places_in_image(circuit: "Circuit") -> list[tuple[int, float]]:
+    """Of each node the band of rows and the column where the bits it sees lie, roughly."""
     rows, columns = circuit.input_shape[1:]
-    row = np.concatenate([[0], np.arange(circuit.num_inputs) // columns % rows]).tolist()
-    column = np.concatenate([[0], np.arange(circuit.num_inputs) % columns]).tolist()
+    pixel = np.arange(circuit.num_inputs)
+    row = [0.0, *(pixel // columns % rows).tolist()]
+    column = [0.0, *(pixel % columns).tolist()]
     for a, b in zip(circuit.a.tolist(), circuit.b.tolist(), strict=True):
         row.append((row[a] + row[b]) / 2)
         column.append((column[a] + column[b]) / 2)
-    roots = []
-    for number in range(min(2, last), last + 1):
-        own = np.flatnonzero(leaves & (of == number)).tolist()
-        band = rows * 2**number / 32
-        roots += sorted(own, key=lambda node: (row[node] // band, column[node]))
-    return roots
+    return [(int(8 * r // rows), c) for r, c in zip(row, column, strict=True)]
 
 
 def _merged(literals: list[Literal]) -> list[tuple[Literal, int]]:
@@ -202,7 +203,7 @@ class _Adders:
             self._reduce(bit)
 
     def _reduce(self, bit: int) -> None:
-        one, other, third = sorted(self._waiting[bit], key=lambda literal: literal[1])
+        one, other, third = sorted(reversed(self._waiting[bit]), key=lambda literal: literal[1])
         are_inverted = other[1]  # two of three or all: add the complements
         if are_inverted:
             one, other, third = ((node, not is_inverted) for node, is_inverted in (third, other, one))
@@ -238,9 +239,7 @@ class _Adders:
         return self._next_node - 1
 
 
-def _places(
-    operations: list[Operation], part_ends: list[int], sums: list[int]
-) -> tuple[dict[int, int], int]:
+def _places(operations: list[Operation], part_ends: list[int], sums: list[int]) -> tuple[dict[int, int], int]:
     """Places by node, and how many there are."""
     last_part: dict[int, int] = {}  # that reads a node
     start = 0

@@ -40,7 +40,9 @@ def c_source(circuit: "Circuit", name: str = "circuit") -> str:
         ValueError: more classes than a 16-bit number tells apart.
     """
     if circuit.num_classes > MAX_CLASSES:
-        raise ValueError(f"C has room for {MAX_CLASSES:,} classes in a uint16_t, the circuit has {circuit.num_classes:,}")
+        raise ValueError(
+            f"C has room for {MAX_CLASSES:,} classes in a uint16_t, the circuit has {circuit.num_classes:,}"
+        )
     circuit = circuit.simplify()
     name = safe_name(name)
     program = schedule(circuit)

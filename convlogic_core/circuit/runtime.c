@@ -1,8 +1,6 @@
-/* The part of the exported C that is the same for every circuit; c_source.py puts the rest where <...> stands.
- *
- * A word holds one bit of WORD_BITS images. A block is VECTORS words; what is known of the images of one word is its
- * state: the input bits that are read, values that more than one part needs, the bits of the class sums. */
 /* <description> */
+/* A word holds one bit of WORD_BITS images. A block is VECTORS words; what is known of the images of one word is its
+ * state: the bits of the class sums, values that more than one part needs, the input bits that are read. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -35,9 +33,9 @@ typedef uint64_t word __attribute__((vector_size(WORD_BITS / 8), may_alias));
 #endif
 
 #define LANES (WORD_BITS / 64)
-/* Each part runs on all words of a block before the next one is fetched; more words than the cache holds cost more
- * than that saves. */
-#define CACHE_BYTES (384 * 1024)
+/* Each part runs on all words of a block before the next one is fetched; states beyond the cache cost more than that
+ * saves. */
+#define CACHE_BYTES (128 * 1024)
 #define FITTING (CACHE_BYTES / (STATE_WORDS * (WORD_BITS / 8)))
 #ifndef VECTORS
 #define VECTORS (FITTING < 1 ? 1 : FITTING > 8 ? 8 : FITTING)
