@@ -30,14 +30,17 @@ def blif(circuit: "Circuit", name: str = "circuit") -> str:
     gates = zip(circuit.a.tolist(), circuit.b.tolist(), circuit.gate.tolist(), strict=True)
     for node, (a, b, gate) in enumerate(gates, len(nodes)):
         nodes.append(f"n{node}")
-        lines.append(f".names {nodes[a]} {nodes[b]} n{node}\n{covers[gate]}")
+        inputs = f"{nodes[a]} {nodes[b]} " if len(set(truth_row(gate))) == 2 else ""
+        lines.append(f".names {inputs}n{node}\n{covers[gate]}")
     for number, (node, inverted) in enumerate(zip(circuit.outputs.tolist(), circuit.inverted.tolist(), strict=True)):
         lines.append(f".names {nodes[node]} outputs[{number}]\n{int(not inverted)} 1\n")
     return "".join((*lines, ".end\n"))
 
 
 def _cover(row: tuple[int, ...]) -> str:
-    """A gate's table: where it is one or, if that is fewer lines, where it is not."""
+    """A gate's table: where it is one or, if that is fewer lines, where it is not. Constants have no inputs."""
+    if len(set(row)) == 1:
+        return "1\n" * row[0]
     value = int(sum(row) < 3)
     return "".join(f"{pattern} {value}\n" for pattern, bit in zip(PATTERNS, row, strict=True) if bit == value)
 

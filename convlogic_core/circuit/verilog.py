@@ -94,8 +94,8 @@ def _comment(circuit: "Circuit", ports: list[str], width: int, pipeline: int | N
         shape = (len(circuit.thresholds), *circuit.input_shape[1:])
         image = f"byte p of the flattened {shape} image is bits 8 * p + 7 to 8 * p of pixels"
     clocks = [
-        f"Pipelined, with registers after every {pipeline} levels of gates; it takes an image a clock. One that is sampled",
-        f"at a rising edge of clk has its outputs ready to be sampled LATENCY = {latency} edges later.",
+        f"Pipelined, with registers after every {pipeline} levels of gates; it takes an image a clock. One that is",
+        f"sampled at a rising edge of clk has its outputs ready to be sampled LATENCY = {latency} edges later.",
     ]
     return [
         "A network of logic gates, from an image to its class. Ports:",
@@ -105,8 +105,8 @@ def _comment(circuit: "Circuit", ports: list[str], width: int, pipeline: int | N
         f"{len(circuit.outputs) // circuit.num_classes} outputs of class k are one;",
         "- class_index is the class of the highest sum, of equal ones the lowest.",
         *(clocks if pipeline else []),
-        f"{circuit.num_gates} gates; simplified {counts.core} of two inputs each, inverters free, and {counts.depth} of",
-        "these in a row at most. Comparators of pixels, sums and the choice of the class come on top.",
+        f"{circuit.num_gates} gates; simplified {counts.core} of two inputs each, inverters free, at most",
+        f"{counts.depth} of these in a row. Comparators of pixels, sums and the choice of the class come on top.",
     ]
 
 
@@ -217,7 +217,7 @@ def _add_argmax(body: _Body, sums: list[_Signal]) -> _Signal:
     while len(players) > 1:
         winners = []
         for (low, low_class), (high, high_class) in zip(players[0::2], players[1::2], strict=False):
-            number, stage = next(numbers), max(low.stage, high.stage)
+            number, stage = next(numbers), max(0, low.stage, high.stage)
             choose = f"higher_{number} ? {{}} : {{}}"
             body.wire(f"higher_{number}", f"{body.at(high, stage)} > {body.at(low, stage)}", 1, stage)
             highest = choose.format(body.at(high, stage), body.at(low, stage))
