@@ -74,7 +74,7 @@ def compile_c(source: Path, folder: Path, flags: Sequence[str] = C_FLAGS) -> tup
     compiler = _tool("a C compiler", os.environ.get("CC") or "cc", "gcc", "clang")
     library = folder / f"{safe_name(source.stem)}.so"
     start = time.perf_counter()
-    _run(compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(library))
+    _run(compiler, *flags, "-shared", "-fPIC", "-x", "c", str(source.resolve()), "-o", str(library))
     return library, time.perf_counter() - start
 
 
@@ -113,7 +113,7 @@ def run_verilog(source: Path, name: str, circuit: Circuit, pixels: Pixels, folde
     )
     (folder / "testbench.v").write_text(bench)
     program = folder / "testbench.vvp"
-    _run(compiler, "-g2001", "-o", str(program), "-s", "testbench", str(folder / "testbench.v"), str(source))
+    _run(compiler, "-g2001", "-o", str(program), "-s", "testbench", str(folder / "testbench.v"), str(source.resolve()))
     lines = _run(simulator, "-n", str(program.resolve()), folder=folder).split("\n")
     numbers = [[_number(digits) for digits in line.split()] for line in lines if line.strip()]
     classes, packed = [row[0] for row in numbers], [row[1] for row in numbers]
