@@ -43,6 +43,7 @@ class StudyConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     epochs: int | None = Field(None, ge=1)
     limit_train: int | None = Field(None, ge=1)
+    finalists: int = Field(0, ge=0)
     tracking_uri: str | None = None
 
     @model_validator(mode="before")

@@ -32,6 +32,12 @@ from .command import command, run_command
 @click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
 @click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
+@click.option(
+    "--finalists",
+    default=0,
+    show_default="none",
+    help="Then train so many of the front on 3 seeds, name the winner from validation, and test it.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
 def run(dry_run: bool, objectives: str, **options: Any) -> None:

@@ -14,6 +14,7 @@ from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
+from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .report import best_trial, complete, print_report
 from .storage import create_or_resume, running, shown, storage_errors, trial_views
 from .study import DIRECTIONS, StudyDriver
@@ -33,6 +34,8 @@ def describe_study(config: StudyConfig) -> None:
     console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
     limit = "" if config.max_gates is None else f"; at most {config.max_gates:,} {config.gates} gates"
     console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
+    if config.finalists:
+        console.print(describe_finalists(config))
 
 
 def run_study(config: StudyConfig) -> None:
@@ -51,6 +54,7 @@ def run_study(config: StudyConfig) -> None:
             config.metric_names,
             config.identity(),
         )
+        refuse_another_winner(config, study)
         views = trial_views(study, config.gates)
         num_counted = sum(view.counts for view in views)
         num_unfinished = len(running(study))
@@ -89,6 +93,9 @@ def run_study(config: StudyConfig) -> None:
     )
     if not complete(views):
         raise Failure(f"no trial of study {config.study!r} completed")
+    if config.finalists:
+        with storage_errors(config.storage):
+            run_finalists(config, study, views, console)
 
 
 @contextmanager

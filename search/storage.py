@@ -208,7 +208,14 @@ def open_study(url: str, name: str) -> optuna.Study:
 
 
 def stored_trials(name: str, url: str) -> list[TrialView]:
-    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+    """The trials of a study, to read. Arguments and errors as in `stored_study`."""
+    with storage_errors(url or default_storage(name)):
+        study = stored_study(name, url)
+        return trial_views(study, full_identity(study)["gates"])
+
+
+def stored_study(name: str, url: str) -> optuna.Study:
+    """A study, to read; an empty URL is the study's own sqlite file.
 
     Raises:
         UsageError: no such name, file or study.
@@ -218,10 +225,7 @@ def stored_trials(name: str, url: str) -> list[TrialView]:
         check_study_name(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    url = url or default_storage(name)
-    with storage_errors(url):
-        study = open_study(url, name)
-        return trial_views(study, full_identity(study)["gates"])
+    return open_study(url or default_storage(name), name)
 
 
 def create_or_resume(

@@ -202,7 +202,10 @@ def test_another_configuration_in_the_same_folder_is_refused(
     Path("other.yaml").write_text(dump_candidate_file(CandidateFile(other, 11, tiny_origin())))
     outcome = command(train, "other.yaml", "-o", "out", "--tracking-uri", tracking_uri)
     assert outcome.code == 2
-    assert outcome.err == "error: out/seed_11 holds results of another configuration: give -o another folder\n"
+    assert (
+        outcome.err
+        == "error: out/seed_11 holds results of another configuration: move it away or give -o another folder\n"
+    )
 
 
 class Killed(BaseException): ...
