@@ -192,8 +192,7 @@ def stored_trial(
         record = EpochRecord(epoch, 0.1, acc_soft, acc, 1000.0, 1_700_000_000_000, total // 2, total, 5)
         attrs[f"rung_{epoch}"] = [record.to_json()]
     values = [list(accuracies.values())[-1], float(total)] if state == TrialState.COMPLETE else None
-    frozen = optuna.trial.create_trial(state=state, values=values, user_attrs=attrs)
+    constraints = {"gates/total": float(excess)} if excess else None
+    frozen = optuna.trial.create_trial(state=state, values=values, user_attrs=attrs, constraints=constraints)
     frozen.number = number
-    if excess:
-        frozen.constraints["gates/total"] = excess
     return TrialView(frozen, "total")
