@@ -37,14 +37,16 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Finals | None]:
-    """For every time that the test split is read: the finals as they are stored at that moment."""
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Finals]:
+    """For every time that the test split is read: the finals as stored at that moment. Without a winner that fails."""
     digits = data.SOURCES["digits"]
-    seen: list[Finals | None] = []
+    seen: list[Finals] = []
 
     def read(root: Path, is_test: bool) -> Images:
         if is_test:
-            seen.append(Finals.of(optuna.load_study(study_name="tiny", storage="sqlite:///studies/tiny/study.db")))
+            stored = Finals.of(optuna.load_study(study_name="tiny", storage="sqlite:///studies/tiny/study.db"))
+            assert stored is not None, "the test split was read before a winner was stored"
+            seen.append(stored)
         return digits.read(root, is_test)
 
     monkeypatch.setitem(data.SOURCES, "digits", Source(digits.info, digits.num_validation, read))
@@ -87,7 +89,7 @@ def validation(trial: int) -> list[float]:
 
 
 def test_a_session_names_a_winner_and_tests_it(
-    command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, opened: list[Finals | None]
+    command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, opened: list[Finals]
 ) -> None:
     monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor())
     call = (search_run, *ARGUMENTS, "--tracking-uri", tracking_uri)
@@ -111,6 +113,7 @@ def test_a_session_names_a_winner_and_tests_it(
     # the test set: three times, for the winner
     tested = sorted(Path("studies/tiny/finalists").glob("*/*/metrics.json"))
     assert len(opened) == len(tested) == 3
+    assert {(seen.winner, seen.test_discrete) for seen in opened} == {(finals.winner, ())}
     assert {path.parts[3] for path in tested} == {f"trial_{finals.winner}"}
     figures = [json.loads(path.read_text())["test/acc_discrete"] for path in tested]
     assert sorted(finals.test_discrete) == sorted(figures)
@@ -173,7 +176,7 @@ class Killed(BaseException): ...
     "kill_at", ["third seed", "second finalist", "naming", "named", "second test", "tested", "printed"]
 )
 def test_killed_anywhere_the_same_command_ends_the_same(
-    run_sqlite: Runs, no_mlflow: None, monkeypatch: pytest.MonkeyPatch, opened: list[Finals | None], kill_at: str
+    run_sqlite: Runs, no_mlflow: None, monkeypatch: pytest.MonkeyPatch, opened: list[Finals], kill_at: str
 ) -> None:
     searched = Searched(run_sqlite)
 
@@ -212,7 +215,7 @@ def test_killed_anywhere_the_same_command_ends_the_same(
     assert out.count("epoch 1/3") == 6 - trained
     finals = searched.finals
     assert len(opened) == 3
-    assert all(seen is not None and seen.winner == finals.winner for seen in opened)
+    assert {seen.winner for seen in opened} == {finals.winner}
     assert {member.trial: sorted(member.accuracies) for member in finals.members} == {
         member.trial: sorted(validation(member.trial)) for member in finals.members
     }
@@ -240,7 +243,7 @@ def replace_config(config: StudyConfig, **changed: Any) -> StudyConfig:
     return config.model_copy(update=changed)
 
 
-def test_finalists_wait_for_all_trials(run_sqlite: Runs, opened: list[Finals | None]) -> None:
+def test_finalists_wait_for_all_trials(run_sqlite: Runs, opened: list[Finals]) -> None:
     searched = Searched(run_sqlite)
     searched.config = replace_config(searched.config, trials=7)
     assert "Finalists wait for all 7 trials" in searched.finish()
@@ -248,7 +251,7 @@ def test_finalists_wait_for_all_trials(run_sqlite: Runs, opened: list[Finals | N
 
 
 def test_a_finalist_that_diverges_is_out(
-    run_sqlite: Runs, no_mlflow: None, monkeypatch: pytest.MonkeyPatch, opened: list[Finals | None]
+    run_sqlite: Runs, no_mlflow: None, monkeypatch: pytest.MonkeyPatch, opened: list[Finals]
 ) -> None:
     searched = Searched(run_sqlite, finalists=3)
     chosen = choose(searched.views, 3, None, True)
