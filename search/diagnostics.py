@@ -5,7 +5,7 @@ end in this study is seen in this study alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,10 +91,15 @@ def hypervolume(views: Sequence[TrialView]) -> float:
     FEW_GATES at 1, beyond which it is cut.
     """
     points = [(_smallness(gates(view)), accuracy(view)) for view in complete(views) if not view.is_infeasible]
-    area, best = 0.0, 0.0
-    for smallness, acc in sorted(points, key=lambda point: -point[0]):
-        if acc > best:
-            area, best = area + smallness * (acc - best), acc
+    return dominated_area(points)
+
+
+def dominated_area(points: Iterable[tuple[float, float]]) -> float:
+    """The area between the origin and points of no negative coordinate, both to be made larger."""
+    area, highest = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        if y > highest:
+            area, highest = area + x * (y - highest), y
     return area
 
 

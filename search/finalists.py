@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import optuna
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .config import StudyConfig
+from .diagnostics import dominated_area
 from .errors import Failure, UsageError
 from .export import candidate_file
 from .final_training import FinalResult, further_seeds, train_seeds, with_test
@@ -30,7 +30,7 @@ ATTRIBUTE: Final = "finalists"
 NUM_SEEDS: Final = 3
 # Student's t of NUM_SEEDS - 1 = 2 degrees of freedom, two-sided: there its quantiles have this closed form
 T_95: Final = 0.95 * math.sqrt(2 / (1 - 0.95**2))
-RULE: Final = "the most accurate first, then always the one farthest from those chosen, in accuracy and log gates"
+RULE: Final = "the most accurate, then always the one that adds the most hypervolume, in accuracy and log gates"
 
 
 @dataclass(frozen=True)
@@ -120,21 +120,26 @@ def run_finalists(config: StudyConfig, study: optuna.Study, views: Sequence[Tria
 def choose(views: Sequence[TrialView], number: int, max_gates: int | None, by_gates: bool) -> list[TrialView]:
     """At most so many feasible trials: of the front, spread over it, or the most accurate where gates do not count.
 
-    Over the front: `RULE`, both axes scaled to its span.
+    Over the front: `RULE`, both axes scaled to its span; so the smallest, which may be good for nothing, comes last.
     """
     fitting = [view for view in complete(views) if fits(view, max_gates)]
     if not by_gates or not fitting:
         return ranked(fitting)[:number]
-    members = front(fitting)
-    points = np.array([(accuracy(view), math.log(max(1, gates(view)))) for view in members])
-    span = np.ptp(points, axis=0)
-    points /= np.where(span > 0, span, 1)
-    chosen = [int(points[:, 0].argmax())]
-    while len(chosen) < min(number, len(members)):
-        distances = np.linalg.norm(points[:, None] - points[chosen], axis=-1).min(1)
-        distances[chosen] = -1
-        chosen.append(int(distances.argmax()))
-    return [members[index] for index in chosen]
+    left = front(fitting)
+    smallness, height = _scaled([-math.log(max(1, gates(view))) for view in left]), _scaled([*map(accuracy, left)])
+    points = {view.number: point for view, point in zip(left, zip(smallness, height, strict=True), strict=True)}
+    chosen = ranked(left)[:1]
+    left.remove(chosen[0])
+    while left and len(chosen) < number:
+        chosen.append(max(left, key=lambda view: dominated_area(points[each.number] for each in (*chosen, view))))
+        left.remove(chosen[-1])
+    return chosen
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    """To [0, 1] from the least to the greatest."""
+    least, span = min(values), max(values) - min(values)
+    return [(value - least) / (span or 1) for value in values]
 
 
 def name_winner(members: Sequence[Finalist], max_gates: int | None) -> int:
