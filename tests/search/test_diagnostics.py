@@ -104,7 +104,7 @@ def test_lines_say_what_is_not_known() -> None:
 
 
 def test_the_report_of_a_stored_study(run_sqlite: Runs, command: Callable[..., Outcome]) -> None:
-    views: list[TrialView] = run_sqlite(FakeExecutor(), trials=25)
+    views: list[TrialView] = run_sqlite(FakeExecutor(), trials=18)
     outcome = command(report, "--study", "tiny")
     assert (outcome.code, outcome.err) == (0, "")
     for line in diagnostics(views, 9):
