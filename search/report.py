@@ -172,12 +172,11 @@ def print_report(
 @click.option("--study", "name", required=True, help="Name of the study.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 def report(name: str, storage: str) -> None:
-    from .config import default_storage
     from .finalists import Finals, print_finals
-    from .storage import full_identity, storage_errors, stored_study, trial_views
+    from .storage import full_identity, storage_errors, to_read, trial_views
 
-    with storage_errors(storage or default_storage(name)):
-        study = stored_study(name, storage)
+    url, study = to_read(name, storage)
+    with storage_errors(url):
         identity, finals = full_identity(study), Finals.of(study)
         views = trial_views(study, identity["gates"])
     baseline = next((view.known for view in views if view.known), "")

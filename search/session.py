@@ -82,19 +82,18 @@ def run_study(config: StudyConfig) -> None:
                 finally:
                     views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))
-    print_report(
-        console,
-        config.study,
-        views,
-        config.budget.epochs,
-        config.search_space.known[0].name,
-        config.max_gates,
-        _next_steps(config),
-    )
-    if not complete(views):
-        raise Failure(f"no trial of study {config.study!r} completed")
-    if config.finalists:
-        with storage_errors(config.storage):
+        print_report(
+            console,
+            config.study,
+            views,
+            config.budget.epochs,
+            config.search_space.known[0].name,
+            config.max_gates,
+            _next_steps(config),
+        )
+        if not complete(views):
+            raise Failure(f"no trial of study {config.study!r} completed")
+        if config.finalists:
             run_finalists(config, study, views, console)
 
 
