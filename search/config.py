@@ -39,7 +39,10 @@ class StudyConfig(BaseModel):
     objectives: tuple[Objective, ...] = ("accuracy", "gates")
     gates: GateCount = "total"
     max_gates: int | None = Field(None, ge=1)
-    sampler: Literal["tpe", "random"] = "tpe"
+    min_accuracy: float | None = Field(None, gt=0, lt=1)
+    early_stopping: Literal["halving", "none"] = "halving"
+    sampler: Literal["tpe", "nsga2", "gp", "random", "qmc"] = "tpe"
+    deterministic: bool = False
     seed: int = Field(0, ge=0, lt=2**32)
     epochs: int | None = Field(None, ge=1)
     limit_train: int | None = Field(None, ge=1)
@@ -110,6 +113,7 @@ class StudyConfig(BaseModel):
             "objectives": list(self.objectives),
             "gates": self.gates,
             "max_gates": self.constraint,
+            "min_accuracy": self.min_accuracy,
             "seed": self.seed,
             "parameters": self.search_space.fingerprint(),
         }

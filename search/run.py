@@ -28,7 +28,12 @@ from .command import command, run_command
 @click.option(
     "--max-gates", type=int, default=None, help="More core or total gates: infeasible. More raw gates: not trained."
 )
-@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="Optuna's.")
+@click.option("--min-accuracy", type=float, default=None, help="Less on validation, discrete: infeasible.")
+@click.option(
+    "--early-stopping", type=click.Choice(["halving", "none"]), default="halving", help="Successive halving at rungs."
+)
+@click.option("--sampler", type=click.Choice(["tpe", "nsga2", "gp", "random", "qmc"]), default="tpe", help="Optuna's.")
+@click.option("--deterministic", is_flag=True, help="The same trials in the same order with any number of workers.")
 @click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
 @click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
