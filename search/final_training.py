@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from convlogic_core import build_model, raw_gates
+from convlogic_core import build_model
+from convlogic_core.circuit import Circuit
 from spaces.candidate import Candidate
 
 from .candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
 from .checkpoints import write_atomically
+from .circuit_files import SAVED, write_circuit_files
 from .command import make_console
 from .data import Dataset, load_dataset, load_test
 from .errors import Failure, UsageError, one_line
@@ -67,8 +69,9 @@ def final_training(
     for seed, folder in zip(seeds, folders, strict=True):
         if not (folder / "model.safetensors").exists():
             _train(console, file, seed, data, folder)
+        write_circuit_files(folder)
     for folder in folders:  # the test set is opened once every seed is trained
-        if not (folder / "metrics.json").exists():
+        if not _is_measured(folder):
             _test(file, data, folder, data_dir)
     results = [_load_result(seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
     for result in results:
@@ -116,7 +119,7 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
     while run.epoch < epochs:
         try:
             record = run.run_epoch()
-            records.append(run.with_gates(record) if run.epoch == epochs else record)
+            records.append(record)
         except Diverged as error:
             raise Failure(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -141,6 +144,12 @@ def _to_json(records: list[EpochRecord]) -> bytes:
     return json.dumps([record.to_json() for record in records]).encode()
 
 
+def _is_measured(folder: Path) -> bool:
+    """Whether the seed's figures are there; those of versions that knew no circuits are measured again."""
+    path = folder / "metrics.json"
+    return path.exists() and "gates/core" in json.loads(path.read_text())
+
+
 def _test(file: CandidateFile, data: EncodedDataset, folder: Path, data_dir: str | None) -> None:
     """Measure a trained seed on the test set; a folder with metrics.json is finished."""
     candidate, device = file.candidate, data.train.x.device
@@ -154,7 +163,7 @@ def _test(file: CandidateFile, data: EncodedDataset, folder: Path, data_dir: str
         **records[-1].metrics(),
         "test/acc_soft": soft,
         "test/acc_discrete": discrete,
-        "gates/raw": raw_gates(candidate.model),
+        **Circuit.load(folder / SAVED).counts.metrics(),
     }
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
 
@@ -170,7 +179,8 @@ def _print_result(console: Console, result: FinalResult) -> None:
     console.print(
         f"seed {result.seed}: test discrete {m['test/acc_discrete']:.2%}, soft {m['test/acc_soft']:.2%}; "
         f"validation discrete {m['val/acc_discrete']:.2%}, soft {m['val/acc_soft']:.2%}; "
-        f"{m.get('gates/total', m['gates/raw']):,} {'total' if 'gates/total' in m else 'raw'} gates -> {result.folder}",
+        f"gates {m['gates/raw']:,} raw, {m['gates/core']:,} core, {m['gates/total']:,} total, depth {m['gates/depth']} "
+        f"-> {result.folder}",
         soft_wrap=True,
     )
 

@@ -36,7 +36,14 @@ TAG_STUDY: Final = "optuna.study"
 TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
 MAX_BATCH: Final = 1000
-FINAL_METRICS: Final = ("test/acc_soft", "test/acc_discrete", "gates/raw")
+FINAL_METRICS: Final = (
+    "test/acc_soft",
+    "test/acc_discrete",
+    "gates/raw",
+    "gates/core",
+    "gates/total",
+    "gates/depth",
+)
 
 
 class Tracker:

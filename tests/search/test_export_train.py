@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from convlogic_core import build_model
-from search import data, final_training
+from convlogic_core.circuit import Circuit
+from search import circuit_files, data, final_training
 from search.candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
 from search.data import Images, Source, load_test
 from search.export import export
@@ -27,7 +28,10 @@ from tests.search.tiny import FakeExecutor, Runs, tiny_candidate, tiny_origin
 
 REPOSITORY = Path(__file__).parents[2]
 Call = Callable[..., Outcome]
-FILES = ["config.yaml", "epochs.json", "metrics.json", "model.safetensors"]
+FILES = sorted(
+    ["config.yaml", "epochs.json", "metrics.json", "model.safetensors", "circuit.safetensors"]
+    + [f"circuit.{suffix}" for suffix in ("v", "c", "blif", "aig", "json")]
+)
 
 
 @pytest.fixture
@@ -136,9 +140,9 @@ def test_a_finished_folder_is_enough_by_itself(command: Call, small: Candidate, 
     epochs = json.loads((folder / "epochs.json").read_text())
     assert [record["epoch"] for record in epochs] == [1, 2, 3]
     assert metrics["gates/raw"] == 2280
-    assert ["total_gates" in record for record in epochs] == [False, False, True]
-    assert metrics["gates/total"] == epochs[-1]["total_gates"] > metrics["gates/core"] > metrics["gates/depth"] > 0
-    assert f"{metrics['gates/total']:,} total gates -> " in outcome.out
+    counts = Circuit.load(folder / "circuit.safetensors").counts
+    assert counts.metrics() == {name: metrics[name] for name in counts.metrics()}
+    assert f"{counts.core:,} core, {counts.total:,} total, depth {counts.depth} -> {folder}" in outcome.out
     assert metrics["val/gap"] == metrics["val/acc_soft"] - metrics["val/acc_discrete"]
     assert f"{metrics['test/acc_discrete']:.2%}" in outcome.out
     # The network as it was saved, measured on the test split again.
@@ -147,6 +151,8 @@ def test_a_finished_folder_is_enough_by_itself(command: Call, small: Candidate, 
     model = build_model(small.model, 0)
     model.load_state_dict(tensors)
     planes = encode(load_test("digits"), thresholds, torch.device("cpu"))
+    circuit = Circuit.load(folder / "circuit.safetensors")
+    assert circuit.classes(planes.x).eq(planes.y).double().mean().item() == metrics["test/acc_discrete"]
     assert soft_and_discrete_accuracy(model, planes) == (metrics["test/acc_soft"], metrics["test/acc_discrete"])
 
 
@@ -200,7 +206,7 @@ def test_another_configuration_in_the_same_folder_is_refused(
 class Killed(BaseException): ...
 
 
-@pytest.mark.parametrize("kill_at", ["epoch", "checkpoint", "weights", "metrics"])
+@pytest.mark.parametrize("kill_at", ["epoch", "checkpoint", "weights", "circuit", "metrics"])
 def test_a_killed_final_training_ends_with_the_same_weights(
     command: Call, small: Candidate, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, kill_at: str
 ) -> None:
@@ -218,7 +224,12 @@ def test_a_killed_final_training_ends_with_the_same_weights(
 
             patch.setattr(TrainingRun, "run_epoch", killed)
         else:
-            name = {"checkpoint": "checkpoint.safetensors", "weights": "model.safetensors", "metrics": "metrics.json"}
+            name = {
+                "checkpoint": "checkpoint.safetensors",
+                "weights": "model.safetensors",
+                "circuit": "circuit.blif",
+                "metrics": "metrics.json",
+            }
             write = final_training.write_atomically
 
             def killed_writing(path: Path, content: bytes) -> None:
@@ -227,12 +238,13 @@ def test_a_killed_final_training_ends_with_the_same_weights(
                 write(path, content)
 
             patch.setattr(final_training, "write_atomically", killed_writing)
+            patch.setattr(circuit_files, "write_atomically", killed_writing)
         with pytest.raises(Killed):
             command(*call, "parts")
     outcome = command(*call, "parts")
     assert (outcome.code, outcome.err) == (0, "")
     assert ("goes on after epoch 2" in outcome.out) == (kill_at in ("epoch", "weights"))
-    assert ("epoch 3/3" in outcome.out) == (kill_at != "metrics")
+    assert ("epoch 3/3" in outcome.out) == (kill_at not in ("circuit", "metrics"))
     whole, parts = Path("whole/seed_11"), Path("parts/seed_11")
     assert sorted(path.name for path in parts.iterdir()) == FILES
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -1,0 +1,131 @@
+"""The exported C, compiled without a warning, gives the sums and classes of the circuit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
+from convlogic_core.circuit import Circuit
+from convlogic_core.circuit.c_program import PART_OPERATIONS, schedule
+from convlogic_core.circuit.c_source import c_source
+from convlogic_core.circuit.evaluate import reference_sums
+from convlogic_core.circuit.netlist import Layer
+from search.circuit_check import C_FLAGS, CompiledCircuit, compile_c
+from tests.circuit.hardware_tools import bits_of, random_circuit, random_images, tool
+
+RAGGED = (0, 1, 63, 64, 65, 257, 1000)
+NATIVE = ("-march=native",)
+SCALAR = ("-DWORD_BITS=64", "-DVECTORS=3")
+
+
+def built(circuit: Circuit, folder: Path, flags: tuple[str, ...] = (), name: str = "net") -> CompiledCircuit:
+    tool("cc", "gcc", "clang")
+    source = folder / "source.c"
+    source.write_text(c_source(circuit, name))
+    library, _ = compile_c(source, folder, [*C_FLAGS, *flags])
+    return CompiledCircuit(library, name, circuit.num_classes)
+
+
+def check(circuit: Circuit, compiled: CompiledCircuit, sizes: tuple[int, ...] = (257,)) -> None:
+    images = random_images(circuit, max(sizes))
+    expected = reference_sums(circuit, bits_of(circuit, images).flatten(1)).numpy()
+    for num_images in sizes:
+        pixels = images.flatten(1).numpy()[:num_images]
+        np.testing.assert_array_equal(compiled.sums(pixels), expected[:num_images])
+        np.testing.assert_array_equal(compiled.classify(pixels), expected[:num_images].argmax(1))
+
+
+@pytest.mark.parametrize("flags", [(), NATIVE, SCALAR], ids=["default", "native", "64 bits"])
+def test_any_number_of_images(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Rows of 77 bytes are no multiple of any word; there is more than one part, and there are ties."""
+    circuit = random_circuit(0, (1, 7, 11), 1500, 47, 10, [[100]])
+    assert len(schedule(circuit.simplify()).part_ends) > 1
+    check(circuit, built(circuit, tmp_path, flags), RAGGED)
+
+
+@pytest.mark.parametrize("flags", [NATIVE, SCALAR], ids=["native", "64 bits"])
+@pytest.mark.parametrize(
+    ("input_shape", "thresholds"),
+    [
+        ((6, 5, 9), [[0, 1, 127], [128, 129, 255]]),
+        ((2, 1, 3), [[64], [200]]),
+        ((3, 2, 2), None),
+        ((1,), None),
+        ((100,), None),
+    ],
+)
+def test_bytes_and_bits(
+    tmp_path: Path, input_shape: tuple[int, ...], thresholds: list[list[int]] | None, flags: tuple[str, ...]
+) -> None:
+    circuit = random_circuit(1, input_shape, 200, 12, 3, thresholds)
+    check(circuit, built(circuit, tmp_path, flags))
+
+
+@pytest.mark.parametrize(("num_classes", "outputs_a_class"), [(1, 1), (1, 300), (2, 1), (10, 3), (300, 2), (3, 0)])
+def test_classes(tmp_path: Path, num_classes: int, outputs_a_class: int) -> None:
+    circuit = random_circuit(2, (20,), 500, outputs_a_class, num_classes)
+    check(circuit, built(circuit, tmp_path, NATIVE))
+
+
+def test_outputs_that_are_constants_inputs_complements_and_the_same(tmp_path: Path) -> None:
+    nodes = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3] + [0] * 12 + [1, 2, 3] * 4 + [4] * 12 + [4] * 11 + [1]
+    inverted = [0, 1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1] + [1] * 12 + [1, 1, 1, 0, 0, 1] * 2 + [1] * 12 + [0] * 12
+    circuit = Circuit(
+        (3,),
+        np.array([1], np.int32),
+        np.array([2], np.int32),
+        np.array([6], np.uint8),
+        np.array(nodes, np.int32),
+        np.array(inverted, np.bool_),
+        5,
+        1.0,
+        (Layer("dense_1", 1, (0,) * 16),),
+    )
+    check(circuit, built(circuit, tmp_path))
+
+
+def test_a_convolutional_model(tmp_path: Path) -> None:
+    """The circuit before simplification is exported as the same function."""
+    conv = tuple(ConvSpec(channels, kernel=3, tree_depth=2) for channels in (4, 6))
+    model = build_model(ModelSpec((2, 12, 13), conv, (DenseSpec(120), DenseSpec(60)), 10, 3.0), seed=4)
+    circuit = Circuit.from_model(model, (2, 12, 13), torch.tensor([[90, 160]], dtype=torch.uint8))
+    compiled = built(circuit, tmp_path, NATIVE)
+    check(circuit, compiled)
+    check(circuit.simplify(), compiled)
+
+
+@pytest.mark.parametrize("name", ["3 int-main.v", "int", "", "naïve */"])
+def test_any_name(tmp_path: Path, name: str) -> None:
+    circuit = random_circuit(3, (5,), 20, 4, 2)
+    check(circuit, built(circuit, tmp_path, name=name))
+
+
+def test_too_many_classes() -> None:
+    circuit = random_circuit(4, (5,), 20, 1, 4)
+    circuit = replace(circuit, outputs=np.zeros(65537, np.int32), inverted=np.zeros(65537, np.bool_), num_classes=65537)
+    with pytest.raises(ValueError, match=r"C has room for 65,536 classes in a uint16_t, the circuit has 65,537"):
+        c_source(circuit)
+
+
+def test_the_order_is_one_that_can_run_and_places_are_not_taken_while_in_use() -> None:
+    """Runs the program on one image, part by part, with nothing but the places between parts."""
+    circuit = random_circuit(5, (40,), 4 * PART_OPERATIONS, 200, 7).simplify()
+    program = schedule(circuit)
+    bits = np.random.default_rng(1).integers(0, 2, circuit.num_inputs).tolist()
+    kept = [None] * program.num_places
+    start = 0
+    for end in program.part_ends:
+        values = dict(enumerate([0, *bits]))
+        for node, gate, a, b in program.operations[start:end]:
+            x, y = (values[n] if n in values else kept[program.places[n]] for n in (a, b))
+            values[node] = gate >> (3 - 2 * x - y) & 1
+            if node in program.places:
+                kept[program.places[node]] = values[node]
+        start = end
+    width = program.sum_bits
+    sums = [sum(kept[k * width + i] << i for i in range(width)) for k in range(circuit.num_classes)]
+    assert sums == circuit.sums(torch.tensor([bits], dtype=torch.uint8))[0].tolist()
+    assert program.num_places < len(program.operations) / 2
