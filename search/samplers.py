@@ -12,9 +12,12 @@ POPULATION: Final = 16  # of a generation: Optuna's 50 are more trials than most
 
 
 def _qmc(study_seed: int, trial: int) -> BaseSampler:
-    """One sequence, of which trial n takes point n: its seed must not change."""
+    """One sequence, of which each trial takes the next point: its seed must not change."""
     return QMCSampler(
-        seed=derived_seed(study_seed, 1), warn_asynchronous_seeding=False, warn_independent_sampling=False
+        scramble=True,
+        seed=derived_seed(study_seed, 1),
+        warn_asynchronous_seeding=False,
+        warn_independent_sampling=False,
     )
 
 

@@ -27,7 +27,7 @@ from .workers import Broken, Event, Executor, Progress
 
 MAX_ATTEMPTS: Final = 3
 MAX_REJECTED_IN_A_ROW: Final = 200
-SAMPLER_MAY_INSIST: Final = 10  # rejected candidates in a row, before others are drawn at random: it learns nothing there
+SAMPLER_MAY_INSIST: Final = 10  # rejected in a row, of which it learns nothing; then candidates are drawn at random
 MAX_ERRORS_IN_A_ROW: Final = 3
 ASKED_AT_ONCE: Final = 8  # where the order must not depend on the workers
 POLL_S: Final = 1.0
