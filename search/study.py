@@ -83,6 +83,7 @@ class StudyDriver:
         self._in_flight: dict[int, list[EpochRecord]] = {}
         self._problem: str | None = None  # why no further trial is asked
         self._errors_in_a_row = 0
+        self._stopping = False
         views = trial_views(study)
         self._num_counted = sum(view.counts for view in views)
         used = {view.known for view in views}
@@ -103,7 +104,7 @@ class StudyDriver:
             while self.executor.has_room() and (job := self._next_job()) is not None:
                 self._in_flight[job.trial] = []
                 self.executor.submit(job)
-            if not self._in_flight:
+            if not self._in_flight and (self.executor.has_room() or self._stopping):  # nothing to fill the room with
                 if self._problem is not None:
                     raise Failure(self._problem)
                 return
@@ -112,7 +113,13 @@ class StudyDriver:
             for observer in self.observers:
                 observer.tick()
 
+    def stop_asking(self) -> None:
+        """Let what runs reach its rung and hand out nothing more: `run` then returns."""
+        self._stopping = True
+
     def _next_job(self) -> Job | None:
+        if self._stopping:
+            return None
         if self._ready:
             return self._ready.popleft()
         if self._problem or self._num_counted >= self.config.trials or time.monotonic() > self._deadline:
