@@ -268,6 +268,7 @@ def _join(ray: Any, address: str) -> None:
         if address != "auto":  # Ray itself tries for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+            way_out = "run on one of its nodes, with its Ray, and with RAY_AUTH_MODE=token if it asks for a token"
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             ray.init(

@@ -301,6 +301,16 @@ def test_the_kernels_killing_for_memory_is_told_as_such(
     assert (event.cause, event.retry) == ("out of memory", True)
 
 
+def test_rays_memory_monitor_is_told_as_such(ray: Any, executor: RayExecutor) -> None:
+    run = ray_workers._Run(job(), None, 0.0, 0.0, ray_workers._oom_kills())
+    by_monitor = ray.exceptions.RayActorError(
+        error_msg="The actor is dead.\n2 worker(s) were killed due to the node running low on memory. Memory on the node"
+    )
+    assert executor._cause(by_monitor, run) == "out of memory"
+    assert executor._cause(ray.exceptions.OutOfMemoryError("2 workers"), run) == "out of memory"
+    assert executor._cause(ray.exceptions.ActorDiedError(), run) == "worker died"
+
+
 class Unable(Worker):
     def __init__(self, *_: Any) -> None:
         raise RuntimeError("no worker today")
