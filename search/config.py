@@ -65,7 +65,7 @@ class StudyConfig(BaseModel):
         if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
             raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
         if isinstance(self.gpus_per_trial, float) and not 0 <= self.gpus_per_trial < math.inf:
-            raise ValueError(f"gpus_per_trial={self.gpus_per_trial} must be a number of at least 0, or auto")
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial}: it must be a number of at least 0, or auto")
         if self.address is not None:
             if self.executor == "inline":
                 raise ValueError("--address joins a Ray cluster: leave out --executor inline")

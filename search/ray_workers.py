@@ -179,7 +179,11 @@ class RayExecutor:
             event = event_of(run.job, self._ray.get(next(stream)))
         except self._ray.exceptions.RayError as error:
             self._replace(stream)
-            return Broken(run.job, self._cause(error, run), _last_line(error), retry=True)
+            cause = self._cause(error, run)
+            message = (
+                _last_line(error) if cause == "worker died" else "the worker was killed: its node ran out of memory"
+            )
+            return Broken(run.job, cause, message, retry=True)
         except StopIteration:
             del self._running[stream]
             self._idle.append(run.actor)

@@ -73,7 +73,7 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--sampler", "grid"), "'grid' is not one of"),
         (("--address", "auto"), "--address joins a Ray cluster: leave out --executor inline"),
         (("--gpus-per-trial", "many"), "'many' is not a valid float"),
-        (("--gpus-per-trial", "-1"), "gpus_per_trial=-1.0 must be a number of at least 0, or auto"),
+        (("--gpus-per-trial", "-1"), "gpus_per_trial=-1.0: it must be a number of at least 0, or auto"),
         (("--trial-timeout", "0"), "trial_timeout_s=0.0: input should be greater than 0"),
         (("--frobnicate",), "No such option"),
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),

@@ -42,7 +42,7 @@ def ray() -> Iterator[Any]:
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        ray.init(num_cpus=8, num_gpus=NUM_GPUS, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=8, num_gpus=NUM_GPUS, include_dashboard=False, log_to_driver=False)
         yield ray
         ray.shutdown()
 
@@ -304,7 +304,7 @@ def test_the_kernels_killing_for_memory_is_told_as_such(
 def test_rays_memory_monitor_is_told_as_such(ray: Any, executor: RayExecutor) -> None:
     run = ray_workers._Run(job(), None, 0.0, 0.0, ray_workers._oom_kills())
     by_monitor = ray.exceptions.RayActorError(
-        error_msg="The actor is dead.\n2 worker(s) were killed due to the node running low on memory. Memory on the node"
+        error_msg="The actor is dead.\n2 worker(s) were killed due to the node running low on memory. Memory"
     )
     assert executor._cause(by_monitor, run) == "out of memory"
     assert executor._cause(ray.exceptions.OutOfMemoryError("2 workers"), run) == "out of memory"
