@@ -241,6 +241,7 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_is_told_killed_and_replaced(
     ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +275,7 @@ def test_a_job_that_takes_too_long_is_ended_and_not_repeated(
     assert isinstance(finish(inline)[-1], Finished)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_ended_by_the_timeout_too(
     ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +318,7 @@ class Unable(Worker):
         raise RuntimeError("no worker today")
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_replaced_ends_the_command_in_the_end(
     ray: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
