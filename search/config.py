@@ -1,6 +1,7 @@
 """StudyConfig: everything the command line says about a study, validated once."""
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, replace
@@ -34,7 +35,9 @@ class StudyConfig(BaseModel):
     trials: int = Field(20, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     workers: int = Field(0, ge=0)
-    gpus_per_trial: float | None = Field(None, ge=0)
+    trial_timeout_s: float | None = Field(None, gt=0)
+    gpus_per_trial: float | Literal["auto"] | None = None
+    address: str | None = None
     executor: Literal["ray", "inline"] = "ray"
     objectives: tuple[Objective, ...] = ("accuracy", "gates")
     gates: GateCount = "total"
@@ -66,6 +69,12 @@ class StudyConfig(BaseModel):
         check_study_name(self.study)
         if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
             raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
+        if isinstance(self.gpus_per_trial, float) and not 0 <= self.gpus_per_trial < math.inf:
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial}: it must be a number of at least 0, or auto")
+        if self.address is not None:
+            if self.executor == "inline":
+                raise ValueError("--address joins a Ray cluster: leave out --executor inline")
+            check_address(self.address)
         if "://" not in self.storage:
             raise ValueError(f"storage {self.storage!r} is not a URL: write sqlite:///FILE or postgresql://...")
         return self
@@ -139,6 +148,21 @@ def check_study_name(name: str) -> str:
     if name in RESERVED_STUDIES:
         raise ValueError(f"study name {name!r} is reserved: choose another")
     return name
+
+
+def check_address(address: str) -> None:
+    """Whether a Ray cluster may be there.
+
+    Raises:
+        ValueError: neither "auto" nor HOST:PORT, or Ray Client's, which cannot stream what a worker measures.
+    """
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"address {address!r} is Ray Client's, through which workers cannot stream their results: run on a node "
+            "of the cluster with --address auto, or give its GCS as HOST:PORT (6379 by default)"
+        )
+    if address != "auto" and not re.fullmatch(r"[^/\s]+:\d{1,5}", address):
+        raise ValueError(f"address {address!r} must be HOST:PORT of a Ray cluster, or auto")
 
 
 def study_config(**options: Any) -> StudyConfig:

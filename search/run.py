@@ -6,6 +6,12 @@ import click
 
 from .command import command, run_command
 
+GPUS = "0.5: two share one. auto: the first trial tells how many may."
+
+
+def _gpu_share(context: click.Context, option: click.Parameter, value: str | None) -> float | str | None:
+    return value if value in (None, "auto") else click.FLOAT(value, option, context)
+
 
 @command("run", "Search a space. Run the same command again to resume: --trials is the study's total.")
 @click.option("--space", default="digits_small", help="What to search; `python -m search.spaces` lists them.")
@@ -15,8 +21,10 @@ from .command import command, run_command
 @click.option("--data-dir", default=None, help="torchvision's root folder, else CONVLOGIC_DATA, else ./data.")
 @click.option("--trials", default=20, help="Total of the study's trials.")
 @click.option("--timeout", "timeout_s", type=float, default=None, help="Start no trial after so many seconds.")
+@click.option("--trial-timeout", "trial_timeout_s", type=float, default=None, help="Seconds a trial's rung may take.")
 @click.option("--workers", default=0, show_default="one a GPU, else one a core, at most 4", help="Trials at a time.")
-@click.option("--gpus-per-trial", type=float, default=None, show_default="1 where there are GPUs", help="May be 0.5.")
+@click.option("--gpus-per-trial", callback=_gpu_share, default=None, show_default="1 where there are any", help=GPUS)
+@click.option("--address", default=None, help="Join this Ray cluster: HOST:PORT, or auto on one of its nodes.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), default="ray", help="inline: in this process.")
 @click.option("--objectives", default="accuracy,gates", help="accuracy,gates (a front) or accuracy alone.")
 @click.option(

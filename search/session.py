@@ -14,6 +14,7 @@ from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
+from .interrupt import Interruptible
 from .report import best_trial, complete, print_report
 from .storage import create_or_resume, running, shown, storage_errors, trial_views
 from .study import DIRECTIONS, StudyDriver
@@ -72,9 +73,10 @@ def run_study(config: StudyConfig) -> None:
                     soft_wrap=True,
                 )
                 display = Display(console, config.trials, views, config.budget.epochs)
+                driver = StudyDriver(config, study, dataset.info, executor, [tracker, display])
                 try:
-                    with display:
-                        StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
+                    with display, Interruptible(driver.stop_asking, console):
+                        driver.run()
                 finally:
                     views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))

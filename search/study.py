@@ -80,6 +80,7 @@ class StudyDriver:
         self._finished: list[int] = []  # at the last rung, to be told
         self._problem: str | None = None  # why no further trial is asked
         self._errors_in_a_row = self._rejected_in_a_row = 0
+        self._stopping = False
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         views = trial_views(study, config.gates)
         self._num_counted = sum(view.counts for view in views)
@@ -105,7 +106,7 @@ class StudyDriver:
             while self.executor.has_room() and (job := self._next_job()) is not None:
                 self._in_flight[job.trial] = []
                 self.executor.submit(job)
-            if not self._in_flight:
+            if not self._in_flight and (self.executor.has_room() or self._stopping):  # nothing to fill the room with
                 if self._problem is not None:
                     raise Failure(self._problem)
                 return
@@ -114,8 +115,14 @@ class StudyDriver:
             for observer in self.observers:
                 observer.tick()
 
+    def stop_asking(self) -> None:
+        """Let what runs reach its rung and hand out nothing more: `run` then returns."""
+        self._stopping = True
+
     def _next_job(self) -> Job | None:
         """What to hand out next; None to wait, or at the end, when nobody waits at a rung any more either."""
+        if self._stopping:
+            return None
         while not self._ready:
             if self.config.deterministic and self._in_flight:
                 return None

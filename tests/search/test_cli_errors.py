@@ -72,6 +72,10 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--storage", "study.db"), "storage 'study.db' is not a URL: write sqlite:///FILE or postgresql://..."),
         (("--sampler", "grid"), "'grid' is not one of"),
         (("--gates", "net"), "'net' is not one of"),
+        (("--address", "auto"), "--address joins a Ray cluster: leave out --executor inline"),
+        (("--gpus-per-trial", "many"), "'many' is not a valid float"),
+        (("--gpus-per-trial", "-1"), "gpus_per_trial=-1.0: it must be a number of at least 0, or auto"),
+        (("--trial-timeout", "0"), "trial_timeout_s=0.0: input should be greater than 0"),
         (("--frobnicate",), "No such option"),
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
         (("extra",), "unexpected extra argument"),
@@ -79,6 +83,25 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
 )
 def test_a_wrong_option(fails: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
     assert part in fails(USAGE, *tiny_run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("ray://head:10001", "address 'ray://head:10001' is Ray Client's, through which workers cannot stream"),
+        ("head", "address 'head' must be HOST:PORT of a Ray cluster, or auto"),
+    ],
+)
+def test_an_address_that_is_none(fails: Callable[..., str], address: str, part: str) -> None:
+    assert part in fails(USAGE, search_run, "--space", "tiny", "--address", address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuchhost.invalid:6379"])
+def test_a_dead_address_is_told_at_once(fails: Callable[..., str], address: str) -> None:
+    start = time.monotonic()
+    message = fails(FAILURE, search_run, "--space", "tiny", "--address", address)
+    assert re.match(f"no Ray cluster can be joined at {address}: .+; start one with `ray start --head`, or", message)
+    assert time.monotonic() - start < 15
 
 
 def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path) -> None:
