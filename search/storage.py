@@ -207,8 +207,8 @@ def open_study(url: str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
 
 
-def stored_trials(name: str, url: str) -> list[TrialView]:
-    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+def to_read(name: str, url: str) -> tuple[str, optuna.Study]:
+    """The URL of a study's storage, and the study, to read; an empty URL is the study's own sqlite file.
 
     Raises:
         UsageError: no such name, file or study.
@@ -219,8 +219,18 @@ def stored_trials(name: str, url: str) -> list[TrialView]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     url = url or default_storage(name)
+    return url, open_study(url, name)
+
+
+def stored_trials(name: str, url: str) -> list[TrialView]:
+    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+
+    Raises:
+        UsageError: no such name, file or study.
+        Failure: the database does not answer.
+    """
+    url, study = to_read(name, url)
     with storage_errors(url):
-        study = open_study(url, name)
         return trial_views(study, full_identity(study)["gates"])
 
 

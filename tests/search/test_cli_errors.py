@@ -294,7 +294,7 @@ def test_results_that_cannot_be_written(fails: Callable[..., str], workspace: Pa
 # As typed
 
 
-@pytest.mark.parametrize("name", ["run", "spaces", "export", "train", "sync", "plot"])
+@pytest.mark.parametrize("name", ["run", "spaces", "export", "import", "train", "sync", "plot"])
 def test_help_is_quick(name: str) -> None:
     """It imports nothing that takes seconds. Measured again if others keep this machine busy."""
     durations_s = []
