@@ -1,8 +1,9 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
+Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`. A limit on core or total gates is Optuna's own constraint, set when a trial is told.
+attributes: `identity`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial is
+told.
 """
 
 import sqlite3
@@ -80,6 +81,11 @@ class TrialView:
     @property
     def known(self) -> str | None:
         return self.attrs.get("known")
+
+    @property
+    def warm_start(self) -> str | None:
+        """ "STUDY/NUMBER" of the trial that it was started from."""
+        return self.attrs.get("warm_start")
 
     @property
     def raw_gates(self) -> int | None:

@@ -24,6 +24,7 @@ from .jobs import Job
 from .rungs import goes_on
 from .storage import RUNG_PREFIX, TrialView, experimental, running, trial_views
 from .training import EpochRecord, derived_seed
+from .warm_start import Start, left_to_ask
 from .workers import Broken, Event, Executor, Progress
 
 MAX_ATTEMPTS: Final = 3
@@ -86,6 +87,7 @@ class StudyDriver:
         self._num_counted = sum(view.counts for view in views)
         used = {view.known for view in views}
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
+        self._starts: deque[Start] = deque(left_to_ask(study, views))
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else float("inf")
 
     def run(self) -> None:
@@ -125,6 +127,9 @@ class StudyDriver:
             if self._known:
                 known = self._known.popleft()
                 self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
+            elif self._starts:
+                start = self._starts.popleft()
+                self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
             trial = self.study.ask()
             candidate, problem = self._candidate(trial)
             if candidate is not None and problem is None:

@@ -61,7 +61,10 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--space", "nmist"), "unknown space 'nmist': choose one of digits_small, mnist_small, cifar10_small, tiny"),
+        (
+            ("--space", "nmist"),
+            "unknown space 'nmist': choose one of digits_small, mnist_small, mnist_medium, cifar10_small, tiny",
+        ),
         (("--data", "nmist"), "unknown dataset 'nmist'"),
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
