@@ -1,5 +1,6 @@
 """python -m search.import: restore a study that `search.export --all` wrote, to go on with it here."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .command import command, interpreter, run_command
 @click.option("--study", default="", show_default="the exported study's", help="Name of the study to make.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 def import_study(file: Path, study: str, storage: str) -> None:
+    from optuna.logging import WARNING, set_verbosity
+
     from .config import check_study_name, default_storage
     from .errors import UsageError
     from .storage import TrialView, shown
@@ -26,13 +29,14 @@ def import_study(file: Path, study: str, storage: str) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     url = storage or default_storage(name)
+    set_verbosity(WARNING)
     restore(stored, url, name)
     states = Counter(TrialView(trial, "raw").state for trial in stored.trials)
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     click.echo(f"{len(stored.trials)} trials ({counts}) -> study {name} in {shown(url)}")
     if states["running"]:
         click.echo("those that were running have lost their checkpoints: they train from their first epoch again")
-    elsewhere = f" --storage {shown(url)}" if storage else ""
+    elsewhere = f" --storage {shlex.quote(shown(url))}" if storage else ""
     click.echo(f"{interpreter()} -m search.run --study {name}{elsewhere} with its other options goes on with it")
 
 

@@ -256,7 +256,7 @@ def test_a_study_not_begun_forgets_what_it_was_to_start_from(
     assert {view.warm_start for view in session(opened(without), without)} == {None}
 
 
-@pytest.mark.parametrize("limit", [{}, {"gates": "raw", "max_gates": 2000}])
+@pytest.mark.parametrize("limit", [{}, {"gates": "raw", "max_gates": 1500}])
 def test_a_kill_before_any_write_loses_and_repeats_none(
     run_sqlite: Runs, source: list[TrialView], monkeypatch: pytest.MonkeyPatch, limit: Mapping[str, Any]
 ) -> None:
@@ -286,6 +286,7 @@ def test_a_kill_before_any_write_loses_and_repeats_none(
         views = trial_views(study, config.gates)
         assert [(view.warm_start, view.params) for view in views if view.warm_start] == wanted
         assert sum(view.counts for view in views) == 8
+        assert any(view.warm_start and view.state == "rejected" for view in views) == bool(limit)
 
 
 # What people see
