@@ -49,6 +49,7 @@ class StudyConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     epochs: int | None = Field(None, ge=1)
     limit_train: int | None = Field(None, ge=1)
+    warm_start: tuple[str, ...] = ()
     tracking_uri: str | None = None
 
     @model_validator(mode="before")
@@ -67,6 +68,9 @@ class StudyConfig(BaseModel):
         if self.data and self.data not in SOURCES:
             raise ValueError(f"unknown dataset {self.data!r}: choose one of {', '.join(SOURCES)}")
         check_study_name(self.study)
+        for name in self.warm_start:
+            if check_study_name(name) == self.study:
+                raise ValueError(f"study {name!r} cannot start from itself: give --warm-start others")
         if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
             raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
         if isinstance(self.gpus_per_trial, float) and not 0 <= self.gpus_per_trial < math.inf:

@@ -45,12 +45,16 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
 @click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
 @click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
+@click.option(
+    "--warm-start", default="", show_default="nothing", help="Studies, comma-separated, whose best to try first."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
-def run(dry_run: bool, objectives: str, **options: Any) -> None:
+def run(dry_run: bool, objectives: str, warm_start: str, **options: Any) -> None:
     from .config import study_config  # the rest is imported late: --help must not wait for PyTorch
 
-    config = study_config(objectives=tuple(objectives.split(",")), **options)
+    others = tuple(warm_start.split(",")) if warm_start else ()
+    config = study_config(objectives=tuple(objectives.split(",")), warm_start=others, **options)
     from .session import describe_study, run_study
 
     if dry_run:

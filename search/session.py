@@ -18,6 +18,7 @@ from .interrupt import Interruptible
 from .report import best_trial, complete, print_report
 from .storage import create_or_resume, running, shown, storage_errors, trial_views
 from .study import DIRECTIONS, StudyDriver
+from .warm_start import prepare
 from .workers import Executor, make_executor
 
 
@@ -34,6 +35,8 @@ def describe_study(config: StudyConfig) -> None:
     console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
     limit = "" if config.max_gates is None else f"; at most {config.max_gates:,} {config.gates} gates"
     console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
+    if config.warm_start:
+        console.print(f"warm start from {', '.join(config.warm_start)}")
 
 
 def run_study(config: StudyConfig) -> None:
@@ -60,6 +63,8 @@ def run_study(config: StudyConfig) -> None:
                 f"study {config.study!r} has {num_counted} trials already: give --trials {num_counted} or more"
             )
         if num_counted < config.trials or num_unfinished:
+            for line in prepare(study, config):
+                console.print(line, soft_wrap=True)
             dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
             from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
 

@@ -1,8 +1,9 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
+Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`. A limit on core or total gates is Optuna's own constraint, set when a trial is told.
+attributes: `identity`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial is
+told.
 """
 
 import sqlite3
@@ -80,6 +81,11 @@ class TrialView:
     @property
     def known(self) -> str | None:
         return self.attrs.get("known")
+
+    @property
+    def warm_start(self) -> str | None:
+        """ "STUDY/NUMBER" of the trial that it was started from."""
+        return self.attrs.get("warm_start")
 
     @property
     def raw_gates(self) -> int | None:
@@ -207,8 +213,8 @@ def open_study(url: str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
 
 
-def stored_trials(name: str, url: str) -> list[TrialView]:
-    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+def to_read(name: str, url: str) -> tuple[str, optuna.Study]:
+    """The URL of a study's storage, and the study, to read; an empty URL is the study's own sqlite file.
 
     Raises:
         UsageError: no such name, file or study.
@@ -219,8 +225,18 @@ def stored_trials(name: str, url: str) -> list[TrialView]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     url = url or default_storage(name)
+    return url, open_study(url, name)
+
+
+def stored_trials(name: str, url: str) -> list[TrialView]:
+    """The trials of a study, to read; an empty URL is the study's own sqlite file.
+
+    Raises:
+        UsageError: no such name, file or study.
+        Failure: the database does not answer.
+    """
+    url, study = to_read(name, url)
     with storage_errors(url):
-        study = open_study(url, name)
         return trial_views(study, full_identity(study)["gates"])
 
 

@@ -23,6 +23,7 @@ from .ladder import Ladder
 from .samplers import sampler_for
 from .storage import RUNG_PREFIX, TrialView, running, trial_views
 from .training import EpochRecord, derived_seed
+from .warm_start import Start, left_to_ask
 from .workers import Broken, Event, Executor, Progress
 
 MAX_ATTEMPTS: Final = 3
@@ -87,6 +88,7 @@ class StudyDriver:
         self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
         used = {view.known for view in views}
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
+        self._starts: deque[Start] = deque(left_to_ask(study, views))
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else float("inf")
         for view in views:
             for rung in self.rungs:
@@ -156,6 +158,9 @@ class StudyDriver:
             if self._known:
                 known = self._known.popleft()
                 self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
+            elif self._starts:
+                start = self._starts.popleft()
+                self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
             trial = self.study.ask()
             self._ids[trial.number] = trial._trial_id
             self._num_counted += 1

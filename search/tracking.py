@@ -135,7 +135,7 @@ class Tracker:
         new = [record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)]
         log_epochs(self._client, run.info.run_id, new)
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
-        for name in ("stopped_at_rung", "cause", "message", "rejected"):
+        for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
         if trial.is_infeasible:

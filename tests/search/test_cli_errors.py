@@ -61,7 +61,10 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--space", "nmist"), "unknown space 'nmist': choose one of digits_small, mnist_small, cifar10_small, tiny"),
+        (
+            ("--space", "nmist"),
+            "unknown space 'nmist': choose one of digits_small, mnist_small, mnist_medium, cifar10_small, tiny",
+        ),
         (("--data", "nmist"), "unknown dataset 'nmist'"),
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
@@ -317,7 +320,7 @@ def test_results_that_cannot_be_written(fails: Callable[..., str], workspace: Pa
 # As typed
 
 
-@pytest.mark.parametrize("name", ["run", "spaces", "export", "train", "circuit", "sync", "plot"])
+@pytest.mark.parametrize("name", ["run", "spaces", "export", "import", "train", "circuit", "sync", "plot"])
 def test_help_is_quick(name: str) -> None:
     """It imports nothing that takes seconds. Measured again if others keep this machine busy."""
     durations_s = []
