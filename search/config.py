@@ -50,6 +50,7 @@ class StudyConfig(BaseModel):
     epochs: int | None = Field(None, ge=1)
     limit_train: int | None = Field(None, ge=1)
     warm_start: tuple[str, ...] = ()
+    finalists: int = Field(0, ge=0)
     tracking_uri: str | None = None
 
     @model_validator(mode="before")

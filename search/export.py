@@ -10,6 +10,7 @@ import click
 from .command import command, interpreter, run_command
 
 if TYPE_CHECKING:
+    from .candidate_file import CandidateFile
     from .storage import TrialView
 
 
@@ -60,14 +61,29 @@ def _export_all(study: str, storage: str, pick: str, max_gates: int | None, outp
 
 
 def _export_one(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
-    from convlogic_core import raw_gates
-
-    from .candidate_file import CandidateFile, Origin, dump_candidate_file
+    from .candidate_file import dump_candidate_file
     from .checkpoints import write_atomically
     from .report import counted_gates
     from .storage import stored_trials
 
     trial = pick_trial(stored_trials(study, storage), pick, max_gates)
+    record = trial.records[-1]
+    file = candidate_file(study, trial)
+    write_atomically(output, dump_candidate_file(file).encode())
+    click.echo(
+        f"trial {trial.number} of study {study}: {record.acc_discrete:.2%} discrete validation accuracy after "
+        f"{record.epoch} of {file.candidate.train.epochs} epochs, {counted_gates(trial)}"
+        f"{' (infeasible)' * trial.is_infeasible} -> {output}\n"
+        f"{interpreter()} -m search.train {shlex.quote(str(output))}"
+    )
+
+
+def candidate_file(study: str, trial: "TrialView") -> "CandidateFile":
+    """What is exported of a complete trial."""
+    from convlogic_core import raw_gates
+
+    from .candidate_file import CandidateFile, Origin
+
     assert trial.candidate is not None
     record = trial.records[-1]
     origin = Origin(
@@ -83,14 +99,7 @@ def _export_one(study: str, storage: str, pick: str, max_gates: int | None, outp
         record.total_gates,
         record.depth,
     )
-    file = CandidateFile(trial.candidate, trial.attrs["seed"], origin)
-    write_atomically(output, dump_candidate_file(file).encode())
-    click.echo(
-        f"trial {trial.number} of study {study}: {record.acc_discrete:.2%} discrete validation accuracy after "
-        f"{record.epoch} of {trial.candidate.train.epochs} epochs, {counted_gates(trial)}"
-        f"{' (infeasible)' * trial.is_infeasible} -> {output}\n"
-        f"{interpreter()} -m search.train {shlex.quote(str(output))}"
-    )
+    return CandidateFile(trial.candidate, trial.attrs["seed"], origin)
 
 
 def pick_trial(views: "Sequence[TrialView]", pick: str, max_gates: int | None) -> "TrialView":

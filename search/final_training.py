@@ -3,9 +3,10 @@
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors.torch
 import torch
@@ -39,7 +40,7 @@ REPORTED: Final = ("val/acc_soft", "val/acc_discrete", "test/acc_soft", "test/ac
 
 @dataclass(frozen=True)
 class FinalResult:
-    """What one seed gave: metrics under their logged names, every epoch, and the folder."""
+    """What one seed gave: metrics under their logged names (test figures only after `with_test`), epochs, folder."""
 
     seed: int
     metrics: dict[str, float]
@@ -57,23 +58,12 @@ def final_training(
         Failure: data, memory, disk, or a loss that is not finite.
     """
     console = make_console()
-    candidate = file.candidate
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        check_memory(candidate.model, candidate.train.batch_size)
-    seeds = [file.seed, *(derived_seed(file.seed, 1_000_000 + i) for i in range(1, num_seeds))]
-    folders = [_prepare_folder(output, replace(file, seed=seed)) for seed in seeds]
-    dataset = load_dataset(candidate.data.dataset, data_dir, candidate.data.limit_train)
-    _check_data(candidate, dataset)
-    data = encode_dataset(dataset, candidate.data, device)
-    for seed, folder in zip(seeds, folders, strict=True):
-        if not (folder / "model.safetensors").exists():
-            _train(console, file, seed, data, folder)
-        write_circuit_files(folder)
-    for folder in folders:  # the test set is opened once every seed is trained
-        if not _is_measured(folder):
-            _test(file, data, folder, data_dir)
-    results = [_load_result(seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
+    seeds = [file.seed, *further_seeds(file.seed, num_seeds - 1)]
+    try:
+        trained = train_seeds(console, file, seeds, data_dir, output)
+    except Diverged as error:
+        raise Failure(str(error)) from error
+    results = [with_test(file, result, data_dir) for result in trained]
     for result in results:
         _print_result(console, result)
     if num_seeds > 1:
@@ -82,12 +72,70 @@ def final_training(
     return results
 
 
+def further_seeds(seed: int, number: int) -> list[int]:
+    """Those that follow on a configuration's own seed."""
+    return [derived_seed(seed, 1_000_000 + i) for i in range(1, number + 1)]
+
+
+def train_seeds(
+    console: Console, file: CandidateFile, seeds: Sequence[int], data_dir: str | None, output: Path
+) -> list[FinalResult]:
+    """Train every seed at the full budget, one after the other; what each measured on validation, and its gates.
+
+    The test set stays closed (see `with_test`). A killed run goes on when repeated; finished seeds are only read.
+
+    Raises:
+        UsageError: `output` holds another configuration's results.
+        Diverged: a loss is not finite.
+        Failure: data, memory or disk.
+    """
+    candidate = file.candidate
+    folders = [_prepare_folder(output, replace(file, seed=seed)) for seed in seeds]
+    if not all(_is_trained(folder) for folder in folders):
+        device = _device()
+        if device.type == "cpu":
+            check_memory(candidate.model, candidate.train.batch_size)
+        dataset = load_dataset(candidate.data.dataset, data_dir, candidate.data.limit_train)
+        _check_data(candidate, dataset)
+        data = encode_dataset(dataset, candidate.data, device)
+        for seed, folder in zip(seeds, folders, strict=True):
+            if not _is_trained(folder):
+                _train(console, file, seed, data, folder)
+    for folder in folders:
+        write_circuit_files(folder)
+    return [_load_trained(seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
+
+
+def with_test(file: CandidateFile, trained: FinalResult, data_dir: str | None) -> FinalResult:
+    """The result with the test figures of its network. Opens the test set, once: metrics.json keeps them.
+
+    Raises:
+        Failure: data, memory or disk.
+    """
+    metrics = trained.folder / "metrics.json"
+    if not _is_measured(metrics):
+        soft, discrete = _test_accuracies(file, trained.folder, data_dir)
+        measured = {**trained.metrics, "test/acc_soft": soft, "test/acc_discrete": discrete}
+        write_atomically(metrics, json.dumps(measured, indent=2).encode())
+    return replace(trained, metrics=json.loads(metrics.read_text()))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / "model.safetensors").exists()
+
+
 def _prepare_folder(output: Path, file: CandidateFile) -> Path:
     """The seed's folder with its config.yaml in it."""
     folder = output / f"seed_{file.seed}"
     for config in output.glob("seed_*/config.yaml"):
         if load_candidate_file(config).candidate != file.candidate:
-            raise UsageError(f"{config.parent} holds results of another configuration: give -o another folder")
+            raise UsageError(
+                f"{config.parent} holds results of another configuration: move it away or give -o another folder"
+            )
     if not (folder / "config.yaml").exists():
         write_atomically(folder / "config.yaml", dump_candidate_file(file).encode())
     return folder
@@ -119,9 +167,7 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
     while run.epoch < epochs:
         try:
             record = run.run_epoch()
-            records.append(record)
-        except Diverged as error:
-            raise Failure(str(error)) from error
+            records.append(run.with_gates(record) if run.epoch == epochs else record)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise Failure(f"out of memory ({one_line(error)}): lower batch_size or k") from error
         console.print(
@@ -144,34 +190,26 @@ def _to_json(records: list[EpochRecord]) -> bytes:
     return json.dumps([record.to_json() for record in records]).encode()
 
 
-def _is_measured(folder: Path) -> bool:
-    """Whether the seed's figures are there; those of versions that knew no circuits are measured again."""
-    path = folder / "metrics.json"
-    return path.exists() and "gates/core" in json.loads(path.read_text())
-
-
-def _test(file: CandidateFile, data: EncodedDataset, folder: Path, data_dir: str | None) -> None:
-    """Measure a trained seed on the test set; a folder with metrics.json is finished."""
-    candidate, device = file.candidate, data.train.x.device
-    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
-    test = encode(load_test(candidate.data.dataset, data_dir), tensors.pop("thresholds"), device)
-    model = build_model(candidate.model, seed=0)
-    model.load_state_dict(tensors)
-    soft, discrete = soft_and_discrete_accuracy(model.to(device), test)
-    records = [EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text())]
-    metrics = {
-        **records[-1].metrics(),
-        "test/acc_soft": soft,
-        "test/acc_discrete": discrete,
-        **Circuit.load(folder / SAVED).counts.metrics(),
-    }
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-
-
-def _load_result(seed: int, folder: Path) -> FinalResult:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+def _load_trained(seed: int, folder: Path) -> FinalResult:
+    """A trained seed without test figures, whether they are known or not."""
     records = tuple(EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text()))
+    metrics = {**records[-1].metrics(), **Circuit.load(folder / SAVED).counts.metrics()}
     return FinalResult(seed, metrics, records, folder)
+
+
+def _is_measured(metrics: Path) -> bool:
+    """Whether the seed's figures are there; those of versions that knew no circuits are measured again."""
+    return metrics.exists() and "gates/core" in json.loads(metrics.read_text())
+
+
+def _test_accuracies(file: CandidateFile, folder: Path, data_dir: str | None) -> tuple[float, float]:
+    """Soft and discrete."""
+    device = _device()
+    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    test = encode(load_test(file.candidate.data.dataset, data_dir), tensors.pop("thresholds"), device)
+    model = build_model(file.candidate.model, seed=0)
+    model.load_state_dict(tensors)
+    return soft_and_discrete_accuracy(model.to(device), test)
 
 
 def _print_result(console: Console, result: FinalResult) -> None:

@@ -1,14 +1,22 @@
-"""What a study found, for people: the ranked table, the front, what the search gained, what to type next."""
+"""What a study found, for people: the ranked table, the front, what the search gained, diagnostics, what to type next.
+
+As `python -m search.report` the report of a stored study.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import click
 
-from .rungs import front_numbers
-from .storage import TrialView
+from .command import command, make_console, run_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .storage import TrialView
 
 MAX_RANKED = 10
 
@@ -35,6 +43,10 @@ def ranked(views: Sequence[TrialView]) -> list[TrialView]:
 
 def front(views: Sequence[TrialView]) -> list[TrialView]:
     """The feasible trials that no other beats in both accuracy and gates, fewest gates first."""
+    import numpy as np
+
+    from .rungs import front_numbers
+
     candidates = [view for view in complete(views) if not view.is_infeasible]
     if not candidates:
         return []
@@ -76,6 +88,9 @@ def describe(view: TrialView) -> str:
 
 def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Table:
     """One line a trial, of one at least. Accuracies are discrete and soft, on validation, after the epochs stated."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("trial", "discrete", "soft", f"{views[0].gate_count} gates", "epochs"):
         table.add_column(name, justify="right")
@@ -105,6 +120,8 @@ def print_report(
     next_steps: str,
 ) -> None:
     """The whole report. Trials over `max_gates` (the baseline may be one) are ranked last."""
+    from .diagnostics import diagnostics
+
     states = [view.state for view in views]
     counts = ", ".join(
         f"{states.count(state)} {state}" for state in ("complete", "running", "failed", "rejected") if state in states
@@ -145,4 +162,29 @@ def print_report(
             f"{accuracy(sampled):.2%} at {counted_gates(sampled)} after {sampled.epoch} epochs.",
             soft_wrap=True,
         )
-    console.print(f"\n{next_steps}")
+    console.print("\nDiagnostics", style="bold")
+    for line in diagnostics(views, full_epochs):
+        console.print(f"  {line}", soft_wrap=True)
+    if next_steps:
+        console.print(f"\n{next_steps}")
+
+
+@command("report", "Report on a study: its best trials, its front, how well its rungs judged, its finalists.")
+@click.option("--study", "name", required=True, help="Name of the study.")
+@click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
+def report(name: str, storage: str) -> None:
+    from .finalists import Finals, print_finals
+    from .storage import full_identity, to_read, trial_views
+
+    _, study = to_read(name, storage)
+    identity = full_identity(study)
+    views = trial_views(study, identity["gates"])
+    baseline = next((view.known for view in views if view.known), "")
+    console = make_console()
+    print_report(console, name, views, identity["rungs"][-1], baseline, None, "")
+    if finals := Finals.of(study):
+        print_finals(console, finals, views)
+
+
+if __name__ == "__main__":
+    run_command(report)

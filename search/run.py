@@ -48,6 +48,12 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
 @click.option(
     "--warm-start", default="", show_default="nothing", help="Studies, comma-separated, whose best to try first."
 )
+@click.option(
+    "--finalists",
+    default=0,
+    show_default="none",
+    help="Then train so many of the front on 3 seeds, name the winner from validation, and test it.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
 def run(dry_run: bool, objectives: str, warm_start: str, **options: Any) -> None:

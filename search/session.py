@@ -14,6 +14,7 @@ from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
+from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .interrupt import Interruptible
 from .report import best_trial, complete, print_report
 from .storage import create_or_resume, running, shown, storage_errors, trial_views
@@ -37,6 +38,8 @@ def describe_study(config: StudyConfig) -> None:
     console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
     if config.warm_start:
         console.print(f"warm start from {', '.join(config.warm_start)}")
+    if config.finalists:
+        console.print(describe_finalists(config))
 
 
 def run_study(config: StudyConfig) -> None:
@@ -55,6 +58,7 @@ def run_study(config: StudyConfig) -> None:
             config.metric_names,
             config.identity(),
         )
+        refuse_another_winner(config, study)
         views = trial_views(study, config.gates)
         num_counted = sum(view.counts for view in views)
         num_unfinished = len(running(study))
@@ -96,6 +100,9 @@ def run_study(config: StudyConfig) -> None:
     )
     if not complete(views):
         raise Failure(f"no trial of study {config.study!r} completed")
+    if config.finalists:
+        with storage_errors(config.storage):
+            run_finalists(config, study, views, console)
 
 
 @contextmanager

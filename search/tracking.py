@@ -205,28 +205,36 @@ def log_final_training(
     results: Sequence["FinalResult"],
     uri: str | None,
     warn: Callable[[str], None],
+    kind: str = "final",
+    is_winner: bool = False,
 ) -> None:
-    """One run a seed in the study's experiment, tagged `final`; what is there already is not logged again."""
+    """One run a seed in the study's experiment, tagged `kind`; what is there already is not logged again."""
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(study)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(study)
         candidate = file.candidate
+        tags = {TAG_STUDY: study} | ({"winner": "True"} if is_winner else {})
         for result in results:
             key = hashlib.sha256(json.dumps([candidate.to_json(), result.seed]).encode()).hexdigest()
-            if client.search_runs([experiment_id], f"tags.final = '{key}'"):
+            if client.search_runs([experiment_id], f"tags.{kind} = '{key}'"):
                 continue
-            run_name = f"final {name} seed {result.seed}"
-            run = client.create_run(experiment_id, run_name=run_name, tags={TAG_STUDY: study})
+            run_name = f"{kind} {name} seed {result.seed}"
+            run = client.create_run(experiment_id, run_name=run_name, tags=tags)
             params = {**file.origin.params, "tau": candidate.model.tau, "lr": candidate.train.lr, "seed": result.seed}
             client.log_batch(run.info.run_id, params=[Param(param, str(value)) for param, value in params.items()])
             log_epochs(client, run.info.run_id, result.records)
             last = result.records[-1]
-            ended = [Metric(metric, result.metrics[metric], last.timestamp_ms, last.epoch) for metric in FINAL_METRICS]
+            ended = [
+                Metric(metric, result.metrics[metric], last.timestamp_ms, last.epoch)
+                for metric in FINAL_METRICS
+                if metric in result.metrics
+            ]
             client.log_batch(run.info.run_id, metrics=ended)
             for file_name in ("config.yaml", "metrics.json"):
-                client.log_artifact(run.info.run_id, str(result.folder / file_name))
-            client.set_tag(run.info.run_id, "final", key)
+                if (result.folder / file_name).exists():
+                    client.log_artifact(run.info.run_id, str(result.folder / file_name))
+            client.set_tag(run.info.run_id, kind, key)
             client.set_terminated(run.info.run_id)
     except Exception as error:  # the results are on disk; MLflow is a view of them
         warn(f"MLflow failed ({one_line(error)}): the results in {results[0].folder.parent} are complete")

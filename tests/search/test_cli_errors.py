@@ -69,6 +69,7 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
         (("--trials", "0"), "trials=0: input should be greater than or equal to 1"),
+        (("--finalists", "-1"), "finalists=-1: input should be greater than or equal to 0"),
         (("--trials", "many"), "'many' is not a valid integer"),
         (("--objectives", "speed"), "'speed'"),
         (("--objectives", "gates"), "objectives 'gates' must be accuracy,gates or accuracy"),
@@ -320,7 +321,7 @@ def test_results_that_cannot_be_written(fails: Callable[..., str], workspace: Pa
 # As typed
 
 
-@pytest.mark.parametrize("name", ["run", "spaces", "export", "import", "train", "circuit", "sync", "plot"])
+@pytest.mark.parametrize("name", ["run", "spaces", "export", "import", "train", "circuit", "sync", "plot", "report"])
 def test_help_is_quick(name: str) -> None:
     """It imports nothing that takes seconds. Measured again if others keep this machine busy."""
     durations_s = []

@@ -140,6 +140,8 @@ def test_a_finished_folder_is_enough_by_itself(command: Call, small: Candidate, 
     epochs = json.loads((folder / "epochs.json").read_text())
     assert [record["epoch"] for record in epochs] == [1, 2, 3]
     assert metrics["gates/raw"] == 2280
+    assert ["total_gates" in record for record in epochs] == [False, False, True]
+    assert metrics["gates/total"] == epochs[-1]["total_gates"] > metrics["gates/core"] > metrics["gates/depth"] > 0
     counts = Circuit.load(folder / "circuit.safetensors").counts
     assert counts.metrics() == {name: metrics[name] for name in counts.metrics()}
     assert f"{counts.core:,} core, {counts.total:,} total, depth {counts.depth} -> {folder}" in outcome.out
@@ -200,7 +202,10 @@ def test_another_configuration_in_the_same_folder_is_refused(
     Path("other.yaml").write_text(dump_candidate_file(CandidateFile(other, 11, tiny_origin())))
     outcome = command(train, "other.yaml", "-o", "out", "--tracking-uri", tracking_uri)
     assert outcome.code == 2
-    assert outcome.err == "error: out/seed_11 holds results of another configuration: give -o another folder\n"
+    assert (
+        outcome.err
+        == "error: out/seed_11 holds results of another configuration: move it away or give -o another folder\n"
+    )
 
 
 class Killed(BaseException): ...

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec
 from search.candidate_file import Origin
@@ -173,3 +174,25 @@ class FakeExecutor:
 def broken(job: Job, retry: bool, cause: str = "worker died") -> list[Event]:
     """A job that ends after an epoch."""
     return [Progress(job, measured(job, 1)), Broken(job, cause, f"{cause} in a test", retry)]
+
+
+def stored_trial(
+    number: int,
+    accuracies: Mapping[int, float],
+    *,
+    total: int = 10_000,
+    raw: int = 20_000,
+    acc_soft: float = 0.5,
+    excess: int = 0,
+    state: TrialState = TrialState.COMPLETE,
+) -> TrialView:
+    """A trial as a study would hold it: its discrete accuracies by rung; `excess` gates over the limit."""
+    attrs: dict[str, Any] = {"gates_raw": raw}
+    for epoch, acc in accuracies.items():
+        record = EpochRecord(epoch, 0.1, acc_soft, acc, 1000.0, 1_700_000_000_000, total // 2, total, 5)
+        attrs[f"rung_{epoch}"] = [record.to_json()]
+    values = [list(accuracies.values())[-1], float(total)] if state == TrialState.COMPLETE else None
+    constraints = {"gates/total": float(excess)} if excess else None
+    frozen = optuna.trial.create_trial(state=state, values=values, user_attrs=attrs, constraints=constraints)
+    frozen.number = number
+    return TrialView(frozen, "total")
