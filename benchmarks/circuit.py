@@ -70,7 +70,9 @@ def measure(path: Path, num_images: int, repeats: int, peer_python: str | None) 
     expected = circuit.sums(x)
     facts = {"core": circuit.counts.core, "total": circuit.counts.total}
     rows = [row(name, "Circuit", num_images, durations(lambda: circuit.classes(x), repeats), **facts)]
-    bits_only = Circuit(**{**{field: getattr(circuit, field) for field in circuit.__dataclass_fields__}, "thresholds": None})
+    bits_only = Circuit(
+        **{**{field: getattr(circuit, field) for field in circuit.__dataclass_fields__}, "thresholds": None}
+    )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "circuit.c"
         source.write_text(c_source(bits_only))
