@@ -29,7 +29,8 @@ def best_first(points: Points, excess: NDArray[np.float64] | None = None) -> lis
     for number in np.unique(front):
         members = np.flatnonzero(front == number)
         crowding[members] = crowding_distances(points[members])
-    return sorted(range(len(points)), key=lambda row: (over[row], front[row], -crowding[row], -points[row, 0], row))
+    order: list[int] = np.lexsort((-points[:, 0], -crowding, front, over)).tolist()  # stable: then by row
+    return order
 
 
 def front_numbers(points: Points) -> NDArray[np.int64]:

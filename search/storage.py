@@ -25,6 +25,7 @@ from spaces.candidate import Candidate
 from .candidate_file import parse_candidate
 from .config import GateCount, check_study_name, default_storage
 from .errors import Failure, UsageError, one_line
+from .sqlite import log_ahead
 from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 30
@@ -187,15 +188,12 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
 def _prepare_sqlite(file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)
+        sqlite3.connect(file).close()
     except (OSError, sqlite3.OperationalError) as error:
         raise Failure(
             f"cannot write the study's database {file}: {error}; run in a folder you may write, or give --storage"
         ) from error
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
+    log_ahead(file, BUSY_TIMEOUT_S)
 
 
 def open_study(url: str, name: str) -> optuna.Study:

@@ -3,6 +3,7 @@
 Every decision is stored before it is acted upon, so that a driver killed at any moment is followed by one that goes on.
 """
 
+import copy
 import json
 import time
 from collections import deque
@@ -83,6 +84,7 @@ class StudyDriver:
         self._errors_in_a_row = self._rejected_in_a_row = 0
         self._stopping = False
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._views: dict[int, TrialView] = {}  # of trials that are not told yet
         views = trial_views(study, config.gates)
         self._num_counted = sum(view.counts for view in views)
         self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
@@ -290,10 +292,9 @@ class StudyDriver:
     def _tell_measured(self, number: int) -> None:
         """Complete, with what its last rung measured."""
         view = self._view(number)
-        trial = Trial(self.study, view.frozen._trial_id)
         for name, violation in self._violations(view, view.epoch).items():
             if name not in view.frozen.constraints:  # as it is where a driver was killed before it told the trial
-                trial.set_constraint(name, violation)
+                Trial(self.study, view.frozen._trial_id).set_constraint(name, violation)
         self._tell(number, self._values(view, view.epoch))
 
     def _values(self, view: TrialView, epoch: int) -> list[float]:
@@ -320,13 +321,21 @@ class StudyDriver:
         """Complete with values, or failed without."""
         self.study.tell(number, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)
         self.checkpoints.remove(number)
+        self._views.pop(number, None)
         self._tell_observers(number)
+        del self._views[number]  # nothing is asked about it any more
 
     def _view(self, number: int) -> TrialView:
-        return TrialView(self.study._storage.get_trial(self._ids[number]), self.config.gates)
+        """The trial as stored; read once, as this driver alone writes."""
+        if number not in self._views:
+            self._views[number] = TrialView(self.study._storage.get_trial(self._ids[number]), self.config.gates)
+        return self._views[number]
 
     def _set_attr(self, number: int, name: str, value: object) -> None:
         self.study._storage.set_trial_user_attr(self._ids[number], name, value)
+        frozen = copy.copy(self._view(number).frozen)
+        frozen.user_attrs = frozen.user_attrs | {name: value}
+        self._views[number] = TrialView(frozen, self.config.gates)
 
     def _tell_observers(self, number: int) -> None:
         view = self._view(number)

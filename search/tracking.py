@@ -4,11 +4,14 @@ Everything is written with the worker's timestamps, which MLflow stores once how
 again changes nothing, so the whole view can be rebuilt from the storage at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,6 +25,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from .candidate_file import CandidateFile
 from .errors import one_line
+from .sqlite import log_ahead
 from .storage import TrialView
 from .training import EpochRecord
 
@@ -103,6 +107,9 @@ class Tracker:
             )
 
     def _connect(self) -> None:
+        if self.uri.startswith("sqlite:///"):
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody looks at it: it stays as it is, and slower
+                log_ahead(Path(self.uri.removeprefix("sqlite:///")), timeout_s=1)
         self._client = MlflowClient(self.uri)
         experiment = self._client.get_experiment_by_name(self.study)
         self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(self.study)
@@ -128,19 +135,20 @@ class Tracker:
 
     def _log(self, trial: TrialView) -> None:
         run = self._run_of(trial)
+        params: list[Param] = []
+        metrics: list[Metric] = []
         if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
             params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
-            gates = [] if trial.raw_gates is None else [Metric("gates/raw", trial.raw_gates, started_ms(trial), 0)]
-            self._client.log_batch(run.info.run_id, metrics=gates, params=params)
-        new = [record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)]
-        log_epochs(self._client, run.info.run_id, new)
+            if trial.raw_gates is not None:
+                metrics.append(Metric("gates/raw", trial.raw_gates, started_ms(trial), 0))
+        metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
         for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
         if trial.is_infeasible:
             tags["infeasible"] = "True"
-        self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":
             end = trial.frozen.datetime_complete
@@ -177,14 +185,31 @@ def started_ms(trial: TrialView) -> int:
 
 
 def log_epochs(client: MlflowClient, run_id: str, records: Sequence[EpochRecord]) -> None:
-    """Every metric of every epoch, in batches that MLflow takes."""
-    metrics = [
+    """Every metric of every epoch."""
+    _log(client, run_id, _metrics(records))
+
+
+def _metrics(records: Sequence[EpochRecord]) -> list[Metric]:
+    return [
         Metric(name, value, record.timestamp_ms, record.epoch)
         for record in records
         for name, value in record.metrics().items()
     ]
-    for start in range(0, len(metrics), MAX_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    metrics: list[Metric],
+    params: Sequence[Param] = (),
+    tags: Sequence[RunTag] = (),
+) -> None:
+    """In as few batches as MLflow takes; it writes the tags of the last one, which say what is there, at the end."""
+    in_last = MAX_BATCH - len(params) - len(tags)
+    while len(metrics) > in_last:
+        client.log_batch(run_id, metrics=metrics[:MAX_BATCH])
+        metrics = metrics[MAX_BATCH:]
+    client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
 
 def logged_params(trial: TrialView) -> dict[str, Any]:
