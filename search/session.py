@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from optuna.logging import WARNING, set_verbosity
@@ -14,8 +15,9 @@ from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
+from .lease import lease
 from .report import best_trial, complete, print_report
-from .storage import create_or_resume, running, shown, storage_errors, trial_views
+from .storage import create_or_resume, running, shown, storage_errors, study_uid, trial_views
 from .study import DIRECTIONS, StudyDriver
 from .workers import Executor, make_executor
 
@@ -43,7 +45,11 @@ def run_study(config: StudyConfig) -> None:
     """
     set_verbosity(WARNING)
     console = make_console()
-    with storage_errors(config.storage):
+    warn = partial(_warn, console)
+    with (
+        storage_errors(config.storage),
+        lease(config.storage, config.study, warn) as held,
+    ):
         study = create_or_resume(
             config.storage,
             config.study,
@@ -63,7 +69,9 @@ def run_study(config: StudyConfig) -> None:
             from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
 
             with _executor(config, dataset) as executor:
-                tracker = Tracker(config.study, config.tracking_uri, lambda line: _warn(console, line))
+                tracker = Tracker(
+                    config.study, study_uid(study), config.tracking_uri, lambda line: _warn(console, line)
+                )
                 tracker.sync(views)
                 done = sum(view.counts and view.state != "running" for view in views)
                 console.print(
@@ -74,7 +82,7 @@ def run_study(config: StudyConfig) -> None:
                 display = Display(console, config.trials, views, config.budget.epochs)
                 try:
                     with display:
-                        StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
+                        StudyDriver(config, study, dataset.info, executor, [held, tracker, display]).run()
                 finally:
                     views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))
