@@ -46,10 +46,7 @@ def run_study(config: StudyConfig) -> None:
     set_verbosity(WARNING)
     console = make_console()
     warn = partial(_warn, console)
-    with (
-        storage_errors(config.storage),
-        lease(config.storage, config.study, warn) as held,
-    ):
+    with storage_errors(config.storage), lease(config.storage, config.study, warn) as held:
         study = create_or_resume(
             config.storage,
             config.study,
@@ -69,9 +66,7 @@ def run_study(config: StudyConfig) -> None:
             from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
 
             with _executor(config, dataset) as executor:
-                tracker = Tracker(
-                    config.study, study_uid(study), config.tracking_uri, lambda line: _warn(console, line)
-                )
+                tracker = Tracker(config.study, study_uid(study), config.tracking_uri, warn)
                 tracker.sync(views)
                 done = sum(view.counts and view.state != "running" for view in views)
                 console.print(

@@ -124,6 +124,8 @@ class Tracker:
 
     def _log(self, trial: TrialView) -> None:
         run = self._run_of(trial)
+        if trial.state == "running" and trial.candidate is None:
+            return  # killed as it was asked: its parameters and gates come with the next change
         if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
             params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
             # Optuna's own time would be another one where the time zone has changed, and the metric be there twice
