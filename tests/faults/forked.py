@@ -6,6 +6,7 @@ A fault may be put into a driver: at the n-th time that it reaches a point, it i
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -13,13 +14,14 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 import torch
 
-from search import checkpoints, config, session, tracking  # noqa: F401  MLflow must not be imported once a driver
+from search import checkpoints, session, storage, tracking  # noqa: F401  MLflow must not be imported once a driver
 from search.command import run_command
 from search.config import default_storage
 from search.run import run
@@ -97,14 +99,14 @@ class ForkedDriver:
         lines = (self.folder / "epochs.txt").read_text().splitlines()
         return Counter((int(trial), int(epoch)) for trial, epoch in (line.split() for line in lines))
 
-    def processes(self, named: str = "") -> dict[int, str]:
-        """Everything alive that carries the mark: pid to command line."""
+    def processes(self, named: str = ".") -> dict[int, str]:
+        """Everything alive that carries the mark, with a command line like this: pid to command line."""
         alive = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 if f"CONVLOGIC_TEST={self.mark}".encode() in (path / "environ").read_bytes():
                     line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100]
-                    if line and line.startswith(named):
+                    if re.match(named, line):
                         alive[int(path.name)] = line
             except OSError:
                 continue
@@ -129,6 +131,7 @@ def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | None, environ
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)
+    storage.BUSY_TIMEOUT_S = int(os.environ.get("CONVLOGIC_TEST_BUSY_S", storage.BUSY_TIMEOUT_S))
     SPACES[TINY.name] = TINY
     sys.argv = ["search.run", *arguments]
     _observe_executor(fault)
@@ -169,12 +172,15 @@ def _arm(fault: Fault) -> None:
     elif fault.point == "checkpoint":
         _after(checkpoints.Checkpoints, "write", fault)
     elif fault.point == "result":
-        storage = optuna.storages.RDBStorage
-        _after(storage, "set_trial_user_attr", fault, lambda self, trial, key, *_, **__: key.startswith(RUNG_PREFIX))
+        _after(optuna.storages.RDBStorage, "set_trial_user_attr", fault, _is_result)
     elif fault.point == "tell":
         _after(optuna.Study, "tell", fault)
     elif fault.point == "disk":
         _after(checkpoints.os, "fsync", fault)
+
+
+def _is_result(storage: object, trial_id: int, key: str, *_: object, **__: object) -> bool:
+    return key.startswith(RUNG_PREFIX)
 
 
 def _after(owner: Any, name: str, fault: Fault, matches: Callable[..., bool] = lambda *_, **__: True) -> None:
@@ -209,3 +215,10 @@ def _set_clock_back(seconds: float) -> None:
     now, now_ns = time.time, time.time_ns
     time.time = lambda: now() - seconds
     time.time_ns = lambda: now_ns() - int(seconds * 1e9)
+
+    class Early(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) - timedelta(seconds=seconds)
+
+    optuna.storages._rdb.storage.datetime = Early

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 
 import optuna
+from sqlalchemy import NullPool
 
 from search import tracking
 from search.config import study_config
@@ -13,8 +14,7 @@ from tests.faults.forked import ForkedDriver
 
 def assert_sound(driver: ForkedDriver, num_trials: int, num_faults: int, in_mlflow: bool = True) -> list[TrialView]:
     """The storage, MLflow, checkpoints and processes of a study after so many faults; its trials."""
-    url = parse_url(driver.url).render_as_string(hide_password=False)
-    study = optuna.load_study(study_name=driver.study, storage=url)
+    study = load_study(driver)
     views = trial_views(study, "total")
     assert [view.number for view in views] == list(range(len(views)))
     assert sum(view.counts for view in views) == num_trials
@@ -33,6 +33,12 @@ def assert_sound(driver: ForkedDriver, num_trials: int, num_faults: int, in_mlfl
         time.sleep(0.2)
     assert alive == {}
     return views
+
+
+def load_study(driver: ForkedDriver) -> optuna.Study:
+    url = parse_url(driver.url).render_as_string(hide_password=False)
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})  # which leaves nothing open
+    return optuna.load_study(study_name=driver.study, storage=storage)
 
 
 def assert_mlflow_shows(driver: ForkedDriver, uid: str, views: list[TrialView]) -> None:
