@@ -25,7 +25,8 @@ def assert_sound(driver: ForkedDriver, num_trials: int, num_faults: int, in_mlfl
             assert view.frozen.values == [view.records[-1].acc_discrete, view.gates]
     if in_mlflow:
         assert_mlflow_shows(driver, study_uid(study), views)
-    assert_little_repeated(driver, study.user_attrs["identity"]["rungs"], num_faults)
+    repeated = repeated_rungs(driver, study.user_attrs["identity"]["rungs"])
+    assert max(repeated.values()) <= num_faults, repeated
     checkpoints = driver.folder / study_config(study=driver.study, storage=driver.storage).folder / "checkpoints"
     assert not checkpoints.exists() or list(checkpoints.iterdir()) == []
     deadline = time.monotonic() + 30
@@ -60,11 +61,11 @@ def assert_mlflow_shows(driver: ForkedDriver, uid: str, views: list[TrialView]) 
         assert len(raw) == (view.raw_gates is not None)
 
 
-def assert_little_repeated(driver: ForkedDriver, rungs: list[int], num_faults: int) -> None:
-    """Of a trial, a fault costs the epochs of one rung at most."""
+def repeated_rungs(driver: ForkedDriver, rungs: list[int]) -> Counter[int]:
+    """How many rungs of each trial were trained again, in part or whole."""
     repeated: Counter[int] = Counter()
     times = driver.epochs()
     for trial in {trial for trial, _ in times}:
         for begin, end in zip([0, *rungs], rungs, strict=False):
             repeated[trial] += max(max(times[trial, epoch] - 1, 0) for epoch in range(begin + 1, end + 1))
-    assert max(repeated.values()) <= num_faults, repeated
+    return repeated
