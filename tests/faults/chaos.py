@@ -25,6 +25,7 @@ OPTIONS = ("--space", "digits_small", "--executor", "ray", "--workers", str(NUM_
 BUDGET = ("--epochs", "27", "--limit-train", "300")
 TRAINING = r"ray::\w*Worker\.run"
 SHARE_OF_WORKERS = 0.7  # of the kills: a driver takes longer to come back
+SHARE_OF_WORKED_IN = 0.8  # of the drivers: the others may be killed while they start
 MAX_PAUSE_S = 5.0
 
 
@@ -52,6 +53,9 @@ class Chaos:
 
     def torment(self, driver: ForkedDriver, process: BaseProcess) -> None:
         """Kill workers of a driver until it ends or is killed itself."""
+        if self.random.random() < SHARE_OF_WORKED_IN:
+            while process.is_alive() and not driver.processes(TRAINING):
+                process.join(0.1)
         while self.remaining:
             process.join(self.random.uniform(0, MAX_PAUSE_S))
             if not process.is_alive():

@@ -9,8 +9,8 @@ import pytest
 from tests.faults.forked import ForkedDriver
 from tests.faults.invariants import assert_sound
 
-TRIALS = 4
-RAY = ("--executor", "ray", "--workers", "2", "--epochs", "270", "--limit-train", "60", "--trials", str(TRIALS))
+TRIALS = 3
+RAY = ("--executor", "ray", "--workers", "2", "--epochs", "90", "--limit-train", "60", "--trials", str(TRIALS))
 TRAINING = r"ray::\w*Worker\.run"
 pytestmark = pytest.mark.slow
 
