@@ -25,8 +25,8 @@ OPTIONS = ("--space", "digits_small", "--executor", "ray", "--workers", str(NUM_
 BUDGET = ("--epochs", "27", "--limit-train", "300")
 TRAINING = r"ray::\w*Worker\.run"
 SHARE_OF_WORKERS = 0.7  # of the kills: a driver takes longer to come back
-SHARE_OF_WORKED_IN = 0.8  # of the drivers: the others may be killed while they start
-MAX_PAUSE_S = 5.0
+SHARE_AFTER_AN_EPOCH = 0.8  # the others may be made while everything is still starting
+MAX_PAUSE_S = 2.0
 
 
 @dataclass
@@ -53,10 +53,11 @@ class Chaos:
 
     def torment(self, driver: ForkedDriver, process: BaseProcess) -> None:
         """Kill workers of a driver until it ends or is killed itself."""
-        if self.random.random() < SHARE_OF_WORKED_IN:
-            while process.is_alive() and not driver.processes(TRAINING):
-                process.join(0.1)
+        log = driver.folder / "epochs.txt"
         while self.remaining:
+            seen, patience = log.stat().st_size if log.exists() else 0, self.random.random() < SHARE_AFTER_AN_EPOCH
+            while patience and process.is_alive() and (not log.exists() or log.stat().st_size == seen):
+                process.join(0.05)
             process.join(self.random.uniform(0, MAX_PAUSE_S))
             if not process.is_alive():
                 return
