@@ -1,5 +1,6 @@
 """StudyConfig: everything the command line says about a study, validated once."""
 
+import hashlib
 import json
 import math
 import os
@@ -114,8 +115,15 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where the study keeps what does not go into the storage: checkpoints."""
-        return STUDIES_DIR / self.study
+        """Where the study keeps what does not go into the storage: checkpoints.
+
+        A study of the same name in another storage is another study, and has its own folder within.
+        """
+        own = STUDIES_DIR / self.study
+        url = _without_spelling(self.storage)
+        if url == _without_spelling(default_storage(self.study)):
+            return own
+        return own / f"storage_{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
     def identity(self) -> dict[str, Any]:
         """What must stay as it is for trials to be comparable: a study resumes only with the same."""
@@ -138,6 +146,21 @@ class StudyConfig(BaseModel):
 def default_storage(study: str) -> str:
     """URL of a study's own sqlite file."""
     return f"sqlite:///{STUDIES_DIR / study / 'study.db'}"
+
+
+def _without_spelling(url: str) -> str:
+    """What two URLs of one storage have in common: no password, no driver, files by their whole path."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # which is said where it is opened
+        return url
+    backend, file = parsed.get_backend_name(), parsed.database
+    if backend == "sqlite" and file:
+        file = str(Path(file).resolve())
+    return parsed.set(drivername=backend, database=file, password=None).render_as_string()
 
 
 def check_study_name(name: str) -> str:

@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from optuna.logging import WARNING, set_verbosity
@@ -16,8 +17,9 @@ from .display import Display
 from .errors import Failure, UsageError
 from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .interrupt import Interruptible
+from .lease import lease
 from .report import best_trial, complete, print_report
-from .storage import create_or_resume, running, shown, storage_errors, trial_views
+from .storage import create_or_resume, running, shown, storage_errors, study_uid, trial_views
 from .study import DIRECTIONS, StudyDriver
 from .warm_start import prepare
 from .workers import Executor, make_executor
@@ -50,7 +52,8 @@ def run_study(config: StudyConfig) -> None:
     """
     set_verbosity(WARNING)
     console = make_console()
-    with storage_errors(config.storage):
+    warn = partial(_warn, console)
+    with storage_errors(config.storage), lease(config.storage, config.study, warn) as held:
         study = create_or_resume(
             config.storage,
             config.study,
@@ -73,7 +76,7 @@ def run_study(config: StudyConfig) -> None:
             from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
 
             with _executor(config, dataset) as executor:
-                tracker = Tracker(config.study, config.tracking_uri, lambda line: _warn(console, line))
+                tracker = Tracker(config.study, study_uid(study), config.tracking_uri, warn)
                 tracker.sync(views)
                 done = sum(view.counts and view.state != "running" for view in views)
                 console.print(
@@ -82,26 +85,25 @@ def run_study(config: StudyConfig) -> None:
                     soft_wrap=True,
                 )
                 display = Display(console, config.trials, views, config.budget.epochs)
-                driver = StudyDriver(config, study, dataset.info, executor, [tracker, display])
+                driver = StudyDriver(config, study, dataset.info, executor, [held, tracker, display])
                 try:
                     with display, Interruptible(driver.stop_asking, console):
                         driver.run()
                 finally:
                     views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))
-    print_report(
-        console,
-        config.study,
-        views,
-        config.budget.epochs,
-        config.search_space.known[0].name,
-        config.max_gates,
-        _next_steps(config),
-    )
-    if not complete(views):
-        raise Failure(f"no trial of study {config.study!r} completed")
-    if config.finalists:
-        with storage_errors(config.storage):
+        print_report(
+            console,
+            config.study,
+            views,
+            config.budget.epochs,
+            config.search_space.known[0].name,
+            config.max_gates,
+            _next_steps(config),
+        )
+        if not complete(views):
+            raise Failure(f"no trial of study {config.study!r} completed")
+        if config.finalists:
             run_finalists(config, study, views, console)
 
 

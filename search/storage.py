@@ -2,11 +2,12 @@
 
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial is
-told.
+attributes: `identity`, `uid`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial
+is told.
 """
 
 import sqlite3
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from spaces.candidate import Candidate
@@ -28,7 +29,7 @@ from .errors import Failure, UsageError, one_line
 from .sqlite import log_ahead
 from .training import EpochRecord
 
-BUSY_TIMEOUT_S = 30
+BUSY_TIMEOUT_S = 60
 RUNG_PREFIX = "rung_"
 
 
@@ -158,6 +159,26 @@ def shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+def parse_url(url: str) -> URL:
+    """A storage's URL with the driver that it is reached through.
+
+    Raises:
+        UsageError: not a URL of a database.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
+    # which one SQLAlchemy takes where none is named depends on its version
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+def missing_driver(url: str, error: ImportError) -> Failure:
+    """A database whose Python driver is not installed."""
+    extra = "; pip install 'convlogic-search[postgresql]'" if url.startswith("postgresql") else ""
+    return Failure(f"storage {shown(url)}: {one_line(error)}{extra}")
+
+
 def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
     """The storage behind a URL; sqlite in WAL mode.
 
@@ -165,10 +186,7 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
         UsageError: not a URL of a database, or no such file where `create` is false.
         Failure: the folder cannot be written, or the database does not answer.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
+    parsed = parse_url(url)
     engine_kwargs: dict[str, Any] = {}
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         file = Path(parsed.database)
@@ -180,8 +198,10 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
         engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     try:
         with storage_errors(url):
-            return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
-    except (ImportError, RuntimeError) as error:
+            return optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+    except ImportError as error:
+        raise missing_driver(url, error) from error
+    except RuntimeError as error:
         raise Failure(f"storage {shown(url)}: {one_line(error)}") from error
 
 
@@ -260,6 +280,7 @@ def create_or_resume(
             with experimental():
                 study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
+            study.set_user_attr("uid", study_uid(study) or uuid.uuid4().hex)
             return study
     differences = identity_differences(full_identity(study), identity)
     if differences:
@@ -268,6 +289,12 @@ def create_or_resume(
             "give --study another name, or the options it was made with"
         )
     return study
+
+
+def study_uid(study: optuna.Study) -> str:
+    """What tells a study from every other, whatever its name and wherever its storage is moved to."""
+    uid: str = study.user_attrs.get("uid", "")
+    return uid
 
 
 def full_identity(study: optuna.Study) -> dict[str, Any]:

@@ -37,6 +37,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 TAG_STUDY: Final = "optuna.study"
+TAG_UID: Final = "optuna.study_uid"
 TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
 MAX_BATCH: Final = 1000
@@ -55,12 +56,13 @@ class Tracker:
 
     Args:
         study: experiment and parent run carry this name.
+        uid: tells it from studies of the same name in other storages: every run carries it, and only those are read.
         uri: tracking URI; None is MLflow's own default.
         warn: told once, in one line, if tracking stops.
     """
 
-    def __init__(self, study: str, uri: str | None, warn: Callable[[str], None]) -> None:
-        self.study, self._warn, self._down = study, warn, False
+    def __init__(self, study: str, uid: str, uri: str | None, warn: Callable[[str], None]) -> None:
+        self.study, self.uid, self._warn, self._down = study, uid, warn, False
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # last epoch that a run has; absent before its parameters are there
         self.uri = uri or mlflow.get_tracking_uri()
@@ -116,18 +118,19 @@ class Tracker:
         token: str | None = None
         parent: str | None = None
         while True:
-            page = self._client.search_runs([self._experiment], page_token=token, max_results=1000)
+            own = f"tags.`{TAG_UID}` = '{self.uid}'"
+            page = self._client.search_runs([self._experiment], own, page_token=token, max_results=1000)
             for run in page:
                 tags = run.data.tags
                 if TAG_TRIAL in tags:
                     self._runs[int(tags[TAG_TRIAL])] = run
-                elif tags.get(TAG_STUDY) == self.study and tags.get("role") == "study":
+                elif tags.get("role") == "study":
                     parent = run.info.run_id
             token = page.token
             if not token:
                 break
         if parent is None:
-            tags = {TAG_STUDY: self.study, "role": "study"}
+            tags = {TAG_STUDY: self.study, TAG_UID: self.uid, "role": "study"}
             parent = self._client.create_run(self._experiment, run_name=self.study, tags=tags).info.run_id
         else:
             self._client.update_run(parent, status="RUNNING")
@@ -135,12 +138,15 @@ class Tracker:
 
     def _log(self, trial: TrialView) -> None:
         run = self._run_of(trial)
+        if trial.state == "running" and trial.candidate is None:
+            return  # killed as it was asked: its parameters and gates come with the next change
         params: list[Param] = []
         metrics: list[Metric] = []
         if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
             params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
             if trial.raw_gates is not None:
-                metrics.append(Metric("gates/raw", trial.raw_gates, started_ms(trial), 0))
+                # Optuna's own time would be another one where the time zone has changed, and the metric be there twice
+                metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
         metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
         for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
@@ -159,14 +165,15 @@ class Tracker:
             )
 
     def _run_of(self, trial: TrialView) -> Run:
-        """The trial's run, made where there is none; one that started at another time is another study's."""
+        """The trial's run, made where there is none."""
         run = self._runs.get(trial.number)
-        if run is not None and run.info.start_time == started_ms(trial):
+        if run is not None:
             if TAG_LOGGED_EPOCH in run.data.tags:
                 self._logged.setdefault(trial.number, int(run.data.tags[TAG_LOGGED_EPOCH]))
             return run
         tags = {
             TAG_STUDY: self.study,
+            TAG_UID: self.uid,
             TAG_TRIAL: str(trial.number),
             "mlflow.parentRunId": self._parent,
             "known": trial.known or "",
@@ -174,7 +181,6 @@ class Tracker:
         name = f"trial {trial.number}" + (f" ({trial.known})" if trial.known else "")
         run = self._client.create_run(self._experiment, start_time=started_ms(trial), run_name=name, tags=tags)
         self._runs[trial.number] = run
-        self._logged.pop(trial.number, None)
         return run
 
 
