@@ -2,8 +2,8 @@
 
     python -m benchmarks.driver --json benchmarks/results/driver.json
 
-The real driver on sqlite with MLflow's sqlite and the display's lines, over workers that train nothing; a trial's cost is
-that of each of the last 100 of 500, at the budget of digits_small. Then trials of one epoch a second over Ray actors,
+The real driver on sqlite with MLflow's sqlite and the display's lines, over workers that train nothing; a trial's cost
+is that of each of the last 100 of 500, at the budget of digits_small. Then trials of one epoch a second over Ray,
 in a process of its own for each, beside Ray Tune with OptunaSearch: reused actors, no callbacks, no result files.
 """
 
@@ -33,10 +33,11 @@ from search.config import StudyConfig, study_config
 from search.data import load_dataset
 from search.display import Display
 from search.jobs import Failed, Job
+from search.ray_workers import RayExecutor, actor_options
 from search.storage import TrialView, create_or_resume
 from search.study import DIRECTIONS, Observer, StudyDriver
 from search.training import EpochRecord
-from search.workers import Executor, RayExecutor, actor_options
+from search.workers import Executor
 
 from .machine import circumstances
 from .virtual import VirtualExecutor, pretended
@@ -121,7 +122,7 @@ def _tracker(config: StudyConfig, folder: str) -> Tracker:
     def fail(line: str) -> None:
         raise RuntimeError(line)
 
-    return Tracker(config.study, f"sqlite:///{folder}/mlflow.db", fail)
+    return Tracker(config.study, "benchmark", f"sqlite:///{folder}/mlflow.db", fail)
 
 
 class NoTraining:
@@ -138,8 +139,9 @@ class NoTraining:
 class NoTrainingExecutor(RayExecutor):
     """Real actors of no work."""
 
-    def _start_actor(self) -> Any:
-        return self._ray.remote(**actor_options(self.num_workers, 0.0))(NoTraining).remote()
+    def _start_worker(self) -> None:
+        actor: Any = self._ray.remote(**actor_options(self.placement))(NoTraining).remote()
+        self._starting[actor.ready.remote()] = (actor, time.monotonic())
 
 
 def driver_s(trials: int, with_mlflow: bool) -> float:
@@ -169,7 +171,7 @@ def ray_tune_s(trials: int) -> float:
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
-    class Nothing(tune.Trainable):  # type: ignore[misc]
+    class Nothing(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None: ...
 
         def step(self) -> dict[str, Any]:
