@@ -1,17 +1,21 @@
 # make search: install into .venv and search the bundled digits. make test: install, lint, type-check, test.
+# make chaos: kill a hundred drivers and workers at random.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard convlogic_core/csrc/* convlogic_core/csrc/cuda/*)
 CPP := $(foreach folder,convlogic_core/csrc convlogic_core/csrc/cuda tests/cuda/emulation,$(wildcard $(folder)/*.cpp $(folder)/*.cu $(folder)/*.h))
 
-.PHONY: search test lint format clean
+.PHONY: search test chaos lint format clean
 
 search: $(VENV)/installed
 	$(BIN)/python -m search.run --space digits_small --trials 24 --workers 2
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.chaos
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ PEER_GATES: Final = {
     7: "OR",
 }
 C_WAYS: Final = {
-    "our C, 64-bit words": ("-O3", "-DWORD64"),
+    "our C, 64-bit words": ("-O3", "-DWORD_BITS=64"),
     "our C, this machine's words": ("-O3", "-march=native"),
 }
 
@@ -70,7 +71,7 @@ def measure(path: Path, num_images: int, repeats: int, peer_python: str | None) 
     expected = circuit.sums(x)
     facts = {"core": circuit.counts.core, "total": circuit.counts.total}
     rows = [row(name, "Circuit", num_images, durations(lambda: circuit.classes(x), repeats), **facts)]
-    bits_only = Circuit(**{**{field: getattr(circuit, field) for field in circuit.__dataclass_fields__}, "thresholds": None})
+    bits_only = replace(circuit, thresholds=None)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "circuit.c"
         source.write_text(c_source(bits_only))
@@ -141,10 +142,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report = {**circumstances(1), "results": []}
+    results: list[dict[str, Any]] = []
     for model in options.models:
         for line in measure(model, options.images, options.repeats, options.peer_python):
-            report["results"].append(line)
+            results.append(line)
             compiled = f"  compiled in {line['compile_s']:.1f} s" if "compile_s" in line else ""
             print(
                 f"{line['circuit']:14} {line['core']:7,} core gates  {line['way']:28} median "
@@ -152,7 +153,7 @@ def main() -> None:
                 f"  n={line['n']}{compiled}"
             )
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps({**circumstances(1), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ needs Python 3.12. Imports nothing of this project.
 reads a circuit as torchlogix writes them and prints {"compile_s": ..., "durations_s": [...], "sums": [...]} as JSON.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -14,8 +15,8 @@ from typing import Any
 
 def main(file: str, num_images: int, repeats: int) -> dict[str, Any]:
     import numpy as np
-    from torchlogix.circuit import Circuit
 
+    Circuit: Any = importlib.import_module("torchlogix.circuit").Circuit
     circuit = Circuit.from_json_file(file)
     start = time.perf_counter()
     circuit.compile(opt_level=3, pack_bits=64)

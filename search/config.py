@@ -1,6 +1,8 @@
 """StudyConfig: everything the command line says about a study, validated once."""
 
+import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import asdict, replace
@@ -34,15 +36,21 @@ class StudyConfig(BaseModel):
     trials: int = Field(20, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     workers: int = Field(0, ge=0)
-    gpus_per_trial: float | None = Field(None, ge=0)
+    trial_timeout_s: float | None = Field(None, gt=0)
+    gpus_per_trial: float | Literal["auto"] | None = None
+    address: str | None = None
     executor: Literal["ray", "inline"] = "ray"
     objectives: tuple[Objective, ...] = ("accuracy", "gates")
     gates: GateCount = "total"
     max_gates: int | None = Field(None, ge=1)
-    sampler: Literal["tpe", "random"] = "tpe"
+    min_accuracy: float | None = Field(None, gt=0, lt=1)
+    early_stopping: Literal["halving", "none"] = "halving"
+    sampler: Literal["tpe", "nsga2", "gp", "random", "qmc"] = "tpe"
+    deterministic: bool = False
     seed: int = Field(0, ge=0, lt=2**32)
     epochs: int | None = Field(None, ge=1)
     limit_train: int | None = Field(None, ge=1)
+    warm_start: tuple[str, ...] = ()
     finalists: int = Field(0, ge=0)
     tracking_uri: str | None = None
 
@@ -62,8 +70,17 @@ class StudyConfig(BaseModel):
         if self.data and self.data not in SOURCES:
             raise ValueError(f"unknown dataset {self.data!r}: choose one of {', '.join(SOURCES)}")
         check_study_name(self.study)
+        for name in self.warm_start:
+            if check_study_name(name) == self.study:
+                raise ValueError(f"study {name!r} cannot start from itself: give --warm-start others")
         if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
             raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
+        if isinstance(self.gpus_per_trial, float) and not 0 <= self.gpus_per_trial < math.inf:
+            raise ValueError(f"gpus_per_trial={self.gpus_per_trial}: it must be a number of at least 0, or auto")
+        if self.address is not None:
+            if self.executor == "inline":
+                raise ValueError("--address joins a Ray cluster: leave out --executor inline")
+            check_address(self.address)
         if "://" not in self.storage:
             raise ValueError(f"storage {self.storage!r} is not a URL: write sqlite:///FILE or postgresql://...")
         return self
@@ -98,8 +115,15 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where the study keeps what does not go into the storage: checkpoints."""
-        return STUDIES_DIR / self.study
+        """Where the study keeps what does not go into the storage: checkpoints.
+
+        A study of the same name in another storage is another study, and has its own folder within.
+        """
+        own = STUDIES_DIR / self.study
+        url = _without_spelling(self.storage)
+        if url == _without_spelling(default_storage(self.study)):
+            return own
+        return own / f"storage_{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
     def identity(self) -> dict[str, Any]:
         """What must stay as it is for trials to be comparable: a study resumes only with the same."""
@@ -111,6 +135,7 @@ class StudyConfig(BaseModel):
             "objectives": list(self.objectives),
             "gates": self.gates,
             "max_gates": self.constraint,
+            "min_accuracy": self.min_accuracy,
             "seed": self.seed,
             "parameters": self.search_space.fingerprint(),
         }
@@ -121,6 +146,21 @@ class StudyConfig(BaseModel):
 def default_storage(study: str) -> str:
     """URL of a study's own sqlite file."""
     return f"sqlite:///{STUDIES_DIR / study / 'study.db'}"
+
+
+def _without_spelling(url: str) -> str:
+    """What two URLs of one storage have in common: no password, no driver, files by their whole path."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # which is said where it is opened
+        return url
+    backend, file = parsed.get_backend_name(), parsed.database
+    if backend == "sqlite" and file:
+        file = str(Path(file).resolve())
+    return parsed.set(drivername=backend, database=file, password=None).render_as_string()
 
 
 def check_study_name(name: str) -> str:
@@ -136,6 +176,21 @@ def check_study_name(name: str) -> str:
     if name in RESERVED_STUDIES:
         raise ValueError(f"study name {name!r} is reserved: choose another")
     return name
+
+
+def check_address(address: str) -> None:
+    """Whether a Ray cluster may be there.
+
+    Raises:
+        ValueError: neither "auto" nor HOST:PORT, or Ray Client's, which cannot stream what a worker measures.
+    """
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"address {address!r} is Ray Client's, through which workers cannot stream their results: run on a node "
+            "of the cluster with --address auto, or give its GCS as HOST:PORT (6379 by default)"
+        )
+    if address != "auto" and not re.fullmatch(r"[^/\s]+:\d{1,5}", address):
+        raise ValueError(f"address {address!r} must be HOST:PORT of a Ray cluster, or auto")
 
 
 def study_config(**options: Any) -> StudyConfig:

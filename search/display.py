@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +14,8 @@ from rich.table import Table
 from .report import best_trial, counted_gates, describe
 from .storage import TrialView
 from .training import EpochRecord
+
+REDRAWN_EVERY_S: Final = 0.25
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Display:
         self._start, self._epochs_seen, self._ended_here = time.monotonic(), 0, 0
         self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
         self._task = self._bar.add_task("", total=total, completed=self.done, eta="")
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._shown_s = float("-inf")  # when the table was last drawn
 
     def __enter__(self) -> "Display":
         if self._live:
@@ -84,9 +88,11 @@ class Display:
             self._running[trial].record, self._running[trial].until_epoch = record, until_epoch
 
     def tick(self) -> None:
-        if self._live:
+        now_s = time.monotonic()
+        if self._live and now_s - self._shown_s >= REDRAWN_EVERY_S:
+            self._shown_s = now_s
             self._bar.update(self._task, completed=self.done, eta=self._eta())
-            self._live.update(self._table())
+            self._live.update(self._table(), refresh=True)
 
     def _say_if_plain(self, line: str) -> None:
         """What the live table shows anyway."""

@@ -1,4 +1,4 @@
-"""python -m search.export: write one trial's configuration as a YAML that is enough by itself."""
+"""python -m search.export: write one trial's configuration as a YAML that is enough by itself, or a whole study."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .storage import TrialView
 
 
-@command("export", "Write the configuration of a study's best trial (or --pick trial=N) as YAML.")
+@command(
+    "export", "Write the configuration of a study's best trial (or --pick trial=N) as YAML, or --all of the study."
+)
 @click.option("--study", required=True, help="Name of the study.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 @click.option("--pick", default="best", help="best: feasible, highest discrete validation accuracy; or trial=N.")
@@ -24,8 +26,41 @@ if TYPE_CHECKING:
     default=None,
     help="Best among those of at most so many gates, as the study counts them.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="YAML to write.")
-def export(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
+@click.option("--all", "whole", is_flag=True, help="Every trial and all that is stored: `search.import` reads it.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="YAML to write; with --all, FILE.csv or FILE.parquet.",
+)
+def export(study: str, storage: str, pick: str, max_gates: int | None, whole: bool, output: Path) -> None:
+    if whole:
+        _export_all(study, storage, pick, max_gates, output)
+    else:
+        _export_one(study, storage, pick, max_gates, output)
+
+
+def _export_all(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
+    from .errors import UsageError
+    from .storage import storage_errors, to_read
+    from .study_table import study_table
+    from .table_file import check_suffix, write_table
+
+    if pick != "best" or max_gates is not None:
+        raise UsageError("--all writes every trial: leave --pick and --max-gates out")
+    check_suffix(output)
+    url, stored = to_read(study, storage)
+    with storage_errors(url):
+        table = study_table(stored)
+    write_table(output, table)
+    click.echo(
+        f"{len(table['number'])} trials of study {study}, {len(table)} columns -> {output}\n"
+        f"{interpreter()} -m search.import {shlex.quote(str(output))}"
+    )
+
+
+def _export_one(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
     from .candidate_file import dump_candidate_file
     from .checkpoints import write_atomically
     from .report import counted_gates

@@ -84,3 +84,34 @@ class JobRunner:
             record = run.run_epoch()
             yield run.with_gates(record) if run.epoch == job.until_epoch else record
         yield run.checkpoint()
+
+
+class Worker:
+    """A process that trains one job at a time and opens no database: what a Ray actor is.
+
+    Args:
+        dataset: of the study.
+        threads: of PyTorch.
+        gpus: its share: 0 is the CPU; below 1 it is refused memory beyond its part of the GPU.
+
+    Raises:
+        Failure: a GPU is asked for and PyTorch has none.
+    """
+
+    def __init__(self, dataset: Dataset, threads: int, gpus: float) -> None:
+        torch.set_num_threads(threads)
+        if gpus and not torch.cuda.is_available():
+            raise Failure("a GPU was assigned to this worker and PyTorch cannot use it")
+        if 0 < gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
+        self._runner = JobRunner(dataset, torch.device("cuda" if gpus else "cpu"))
+
+    def ready(self) -> None:
+        """Returns once the worker is up."""
+
+    def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
+        yield from self._runner.run(job)
+
+    def gpu_memory(self) -> tuple[int, int]:
+        """Bytes that PyTorch took of the GPU at most, and that the GPU has."""
+        return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory

@@ -96,7 +96,8 @@ def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Tab
         table.add_column(name, justify="right")
     table.add_column("network", overflow="fold")
     for view in views:
-        remarks = "; ".join(filter(None, (view.known, "infeasible" * view.is_infeasible)))
+        origin = view.warm_start and f"from {view.warm_start}"
+        remarks = "; ".join(filter(None, (view.known, origin, "infeasible" * view.is_infeasible)))
         epochs = str(view.epoch) if view.epoch == full_epochs else f"{view.epoch} of {full_epochs}"
         table.add_row(
             str(view.number),
@@ -154,8 +155,8 @@ def print_report(
             f"{gates(best[0]) / gates(baseline):.2f} of its {baseline.gate_count} gates.",
             soft_wrap=True,
         )
-    sampled = next((view for view in best if not view.known), None)
-    if best[0].known and sampled is not None:
+    sampled = next((view for view in best if not (view.known or view.warm_start)), None)
+    if best[0] is not sampled and sampled is not None:
         console.print(
             f"Trial {best[0].number} was known before the study; the best that it sampled is trial {sampled.number}: "
             f"{accuracy(sampled):.2%} at {counted_gates(sampled)} after {sampled.epoch} epochs.",

@@ -6,6 +6,12 @@ import click
 
 from .command import command, run_command
 
+GPUS = "0.5: two share one. auto: the first trial tells how many may."
+
+
+def _gpu_share(context: click.Context, option: click.Parameter, value: str | None) -> float | str | None:
+    return value if value in (None, "auto") else click.FLOAT(value, option, context)
+
 
 @command("run", "Search a space. Run the same command again to resume: --trials is the study's total.")
 @click.option("--space", default="digits_small", help="What to search; `python -m search.spaces` lists them.")
@@ -15,8 +21,10 @@ from .command import command, run_command
 @click.option("--data-dir", default=None, help="torchvision's root folder, else CONVLOGIC_DATA, else ./data.")
 @click.option("--trials", default=20, help="Total of the study's trials.")
 @click.option("--timeout", "timeout_s", type=float, default=None, help="Start no trial after so many seconds.")
+@click.option("--trial-timeout", "trial_timeout_s", type=float, default=None, help="Seconds a trial's rung may take.")
 @click.option("--workers", default=0, show_default="one a GPU, else one a core, at most 4", help="Trials at a time.")
-@click.option("--gpus-per-trial", type=float, default=None, show_default="1 where there are GPUs", help="May be 0.5.")
+@click.option("--gpus-per-trial", callback=_gpu_share, default=None, show_default="1 where there are any", help=GPUS)
+@click.option("--address", default=None, help="Join this Ray cluster: HOST:PORT, or auto on one of its nodes.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), default="ray", help="inline: in this process.")
 @click.option("--objectives", default="accuracy,gates", help="accuracy,gates (a front) or accuracy alone.")
 @click.option(
@@ -28,10 +36,18 @@ from .command import command, run_command
 @click.option(
     "--max-gates", type=int, default=None, help="More core or total gates: infeasible. More raw gates: not trained."
 )
-@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", help="Optuna's.")
+@click.option("--min-accuracy", type=float, default=None, help="Less on validation, discrete: infeasible.")
+@click.option(
+    "--early-stopping", type=click.Choice(["halving", "none"]), default="halving", help="Successive halving at rungs."
+)
+@click.option("--sampler", type=click.Choice(["tpe", "nsga2", "gp", "random", "qmc"]), default="tpe", help="Optuna's.")
+@click.option("--deterministic", is_flag=True, help="The same trials in the same order with any number of workers.")
 @click.option("--seed", default=0, help="Of sampling, wiring, weights and data order.")
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
 @click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
+@click.option(
+    "--warm-start", default="", show_default="nothing", help="Studies, comma-separated, whose best to try first."
+)
 @click.option(
     "--finalists",
     default=0,
@@ -40,10 +56,11 @@ from .command import command, run_command
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
-def run(dry_run: bool, objectives: str, **options: Any) -> None:
+def run(dry_run: bool, objectives: str, warm_start: str, **options: Any) -> None:
     from .config import study_config  # the rest is imported late: --help must not wait for PyTorch
 
-    config = study_config(objectives=tuple(objectives.split(",")), **options)
+    others = tuple(warm_start.split(",")) if warm_start else ()
+    config = study_config(objectives=tuple(objectives.split(",")), warm_start=others, **options)
     from .session import describe_study, run_study
 
     if dry_run:

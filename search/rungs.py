@@ -1,11 +1,11 @@
-"""Who goes on: successive halving at the rungs, for one objective or several.
+"""Which trials are best, for one objective or two.
 
-Points are rows (T trials, D objectives), every objective to be made larger.
-Source: asynchronous successive halving, Li et al. 2020, arXiv 1810.05934; non-dominated sorting with crowding, Deb et
-al. 2002, NSGA-II.
+Points are rows (T trials, D = 1 or 2 objectives), every objective to be made larger.
+Source: non-dominated sorting with crowding, Deb et al. 2002, NSGA-II.
 """
 
 import math
+from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 
-def goes_on(points: Points, index: int, reduction: int, excess: NDArray[np.float64] | None = None) -> bool:
-    """Whether the trial in row `index` is among the best 1/reduction (rounded up) of those that reached the rung."""
-    num_survivors = math.ceil(len(points) / reduction)
-    return index in best_first(points, excess)[:num_survivors]
+def survivors(points: Points, reduction: float, excess: NDArray[np.float64] | None = None) -> list[int]:
+    """Rows of the best 1/reduction, rounded up, the best first."""
+    return best_first(points, excess)[: math.ceil(len(points) / reduction)]
 
 
 def best_first(points: Points, excess: NDArray[np.float64] | None = None) -> list[int]:
@@ -30,20 +29,24 @@ def best_first(points: Points, excess: NDArray[np.float64] | None = None) -> lis
     for number in np.unique(front):
         members = np.flatnonzero(front == number)
         crowding[members] = crowding_distances(points[members])
-    return sorted(range(len(points)), key=lambda row: (over[row], front[row], -crowding[row], -points[row, 0], row))
+    order: list[int] = np.lexsort((-points[:, 0], -crowding, front, over)).tolist()  # stable: then by row
+    return order
 
 
 def front_numbers(points: Points) -> NDArray[np.int64]:
-    """For every row the number of its front: 0 is dominated by none, 1 only by rows of front 0, and so on."""
-    row, column = points[:, None], points[None, :]
-    dominates: NDArray[np.bool_] = np.logical_and((row >= column).all(-1), (row > column).any(-1))  # (T, T)
-    numbers = np.full(len(points), -1)
-    number = 0
-    while (numbers < 0).any():
-        left = numbers < 0
-        numbers[left & ~dominates[left].any(0)] = number
-        number += 1
-    return numbers
+    """For every row the number of its front: 0 is dominated by none, 1 only by rows of front 0, and so on.
+
+    For one objective or two: rows are gone through from the best in the first one, so that a front dominates a row
+    if its best in the second so far is as good; these best ones fall from front to front.
+    """
+    distinct, rows = np.unique(points, axis=0, return_inverse=True)
+    numbers = np.zeros(len(distinct), np.int64)
+    best: list[float] = []  # of each front, the negated last objective
+    for row in reversed(range(len(distinct))):  # falling in the first objective, among equals in the last
+        negated = -distinct[row, -1]
+        numbers[row] = number = bisect_right(best, negated)
+        best[number : number + 1] = [negated]
+    return numbers[rows.reshape(-1)]
 
 
 def crowding_distances(points: Points) -> NDArray[np.float64]:

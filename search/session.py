@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from optuna.logging import WARNING, set_verbosity
@@ -15,9 +16,12 @@ from .data import Dataset, load_dataset
 from .display import Display
 from .errors import Failure, UsageError
 from .finalists import describe_finalists, refuse_another_winner, run_finalists
+from .interrupt import Interruptible
+from .lease import lease
 from .report import best_trial, complete, print_report
-from .storage import create_or_resume, running, shown, storage_errors, trial_views
+from .storage import create_or_resume, running, shown, storage_errors, study_uid, trial_views
 from .study import DIRECTIONS, StudyDriver
+from .warm_start import prepare
 from .workers import Executor, make_executor
 
 
@@ -34,6 +38,8 @@ def describe_study(config: StudyConfig) -> None:
     console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
     limit = "" if config.max_gates is None else f"; at most {config.max_gates:,} {config.gates} gates"
     console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
+    if config.warm_start:
+        console.print(f"warm start from {', '.join(config.warm_start)}")
     if config.finalists:
         console.print(describe_finalists(config))
 
@@ -46,7 +52,8 @@ def run_study(config: StudyConfig) -> None:
     """
     set_verbosity(WARNING)
     console = make_console()
-    with storage_errors(config.storage):
+    warn = partial(_warn, console)
+    with storage_errors(config.storage), lease(config.storage, config.study, warn) as held:
         study = create_or_resume(
             config.storage,
             config.study,
@@ -63,11 +70,13 @@ def run_study(config: StudyConfig) -> None:
                 f"study {config.study!r} has {num_counted} trials already: give --trials {num_counted} or more"
             )
         if num_counted < config.trials or num_unfinished:
+            for line in prepare(study, config):
+                console.print(line, soft_wrap=True)
             dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
             from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
 
             with _executor(config, dataset) as executor:
-                tracker = Tracker(config.study, config.tracking_uri, lambda line: _warn(console, line))
+                tracker = Tracker(config.study, study_uid(study), config.tracking_uri, warn)
                 tracker.sync(views)
                 done = sum(view.counts and view.state != "running" for view in views)
                 console.print(
@@ -76,9 +85,10 @@ def run_study(config: StudyConfig) -> None:
                     soft_wrap=True,
                 )
                 display = Display(console, config.trials, views, config.budget.epochs)
+                driver = StudyDriver(config, study, dataset.info, executor, [held, tracker, display])
                 try:
-                    with display:
-                        StudyDriver(config, study, dataset.info, executor, [tracker, display]).run()
+                    with display, Interruptible(driver.stop_asking, console):
+                        driver.run()
                 finally:
                     views = trial_views(study, config.gates)
                     tracker.finish(best_trial(views, config.max_gates))

@@ -1,11 +1,13 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
-Trial attributes: `candidate`, `seed`, `known`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
+Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`. A limit on core or total gates is Optuna's own constraint, set when a trial is told.
+attributes: `identity`, `uid`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial
+is told.
 """
 
 import sqlite3
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from spaces.candidate import Candidate
@@ -24,9 +26,10 @@ from spaces.candidate import Candidate
 from .candidate_file import parse_candidate
 from .config import GateCount, check_study_name, default_storage
 from .errors import Failure, UsageError, one_line
+from .sqlite import log_ahead
 from .training import EpochRecord
 
-BUSY_TIMEOUT_S = 30
+BUSY_TIMEOUT_S = 60
 RUNG_PREFIX = "rung_"
 
 
@@ -80,6 +83,11 @@ class TrialView:
     @property
     def known(self) -> str | None:
         return self.attrs.get("known")
+
+    @property
+    def warm_start(self) -> str | None:
+        """ "STUDY/NUMBER" of the trial that it was started from."""
+        return self.attrs.get("warm_start")
 
     @property
     def raw_gates(self) -> int | None:
@@ -151,6 +159,26 @@ def shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+def parse_url(url: str) -> URL:
+    """A storage's URL with the driver that it is reached through.
+
+    Raises:
+        UsageError: not a URL of a database.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
+    # which one SQLAlchemy takes where none is named depends on its version
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+def missing_driver(url: str, error: ImportError) -> Failure:
+    """A database whose Python driver is not installed."""
+    extra = "; pip install 'convlogic-search[postgresql]'" if url.startswith("postgresql") else ""
+    return Failure(f"storage {shown(url)}: {one_line(error)}{extra}")
+
+
 def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
     """The storage behind a URL; sqlite in WAL mode.
 
@@ -158,10 +186,7 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
         UsageError: not a URL of a database, or no such file where `create` is false.
         Failure: the folder cannot be written, or the database does not answer.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise UsageError(f"storage {url!r} is not a database URL: write sqlite:///FILE or postgresql://...") from error
+    parsed = parse_url(url)
     engine_kwargs: dict[str, Any] = {}
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         file = Path(parsed.database)
@@ -173,23 +198,22 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
         engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     try:
         with storage_errors(url):
-            return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs)
-    except (ImportError, RuntimeError) as error:
+            return optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+    except ImportError as error:
+        raise missing_driver(url, error) from error
+    except RuntimeError as error:
         raise Failure(f"storage {shown(url)}: {one_line(error)}") from error
 
 
 def _prepare_sqlite(file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)
+        sqlite3.connect(file).close()
     except (OSError, sqlite3.OperationalError) as error:
         raise Failure(
             f"cannot write the study's database {file}: {error}; run in a folder you may write, or give --storage"
         ) from error
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
+    log_ahead(file, BUSY_TIMEOUT_S)
 
 
 def open_study(url: str, name: str) -> optuna.Study:
@@ -256,6 +280,7 @@ def create_or_resume(
             with experimental():
                 study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
+            study.set_user_attr("uid", study_uid(study) or uuid.uuid4().hex)
             return study
     differences = identity_differences(full_identity(study), identity)
     if differences:
@@ -264,6 +289,12 @@ def create_or_resume(
             "give --study another name, or the options it was made with"
         )
     return study
+
+
+def study_uid(study: optuna.Study) -> str:
+    """What tells a study from every other, whatever its name and wherever its storage is moved to."""
+    uid: str = study.user_attrs.get("uid", "")
+    return uid
 
 
 def full_identity(study: optuna.Study) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 Every decision is stored before it is acted upon, so that a driver killed at any moment is followed by one that goes on.
 """
 
+import copy
+import json
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
-import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from convlogic_core import raw_gates
@@ -21,22 +20,21 @@ from .checkpoints import Checkpoints
 from .config import StudyConfig
 from .errors import Failure
 from .jobs import Job
-from .rungs import goes_on
-from .storage import RUNG_PREFIX, TrialView, experimental, running, trial_views
+from .ladder import Ladder
+from .samplers import sampler_for
+from .storage import RUNG_PREFIX, TrialView, running, trial_views
 from .training import EpochRecord, derived_seed
+from .warm_start import Start, left_to_ask
 from .workers import Broken, Event, Executor, Progress
 
 MAX_ATTEMPTS: Final = 3
 MAX_REJECTED_IN_A_ROW: Final = 200
+SAMPLER_MAY_INSIST: Final = 10  # rejected in a row, of which it learns nothing; then candidates are drawn at random
 MAX_ERRORS_IN_A_ROW: Final = 3
+ASKED_AT_ONCE: Final = 8  # where the order must not depend on the workers
 POLL_S: Final = 1.0
 
 DIRECTIONS: Final[dict[str, Literal["maximize", "minimize"]]] = {"accuracy": "maximize", "gates": "minimize"}
-
-SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
 
 
 class Observer(Protocol):
@@ -78,15 +76,25 @@ class StudyDriver:
         self.executor, self.observers = executor, observers
         self.space, self.rungs = config.search_space, config.budget.rungs
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
-        self._ready: deque[Job] = deque()
+        self.ladder = Ladder(self.rungs, config.budget.reduction if config.early_stopping == "halving" else 1)
+        self._ready: deque[int] = deque()  # trials to hand out
         self._in_flight: dict[int, list[EpochRecord]] = {}
+        self._finished: list[int] = []  # at the last rung, to be told
         self._problem: str | None = None  # why no further trial is asked
-        self._errors_in_a_row = 0
+        self._errors_in_a_row = self._rejected_in_a_row = 0
+        self._stopping = False
+        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._views: dict[int, TrialView] = {}  # of trials that are not told yet
         views = trial_views(study, config.gates)
         self._num_counted = sum(view.counts for view in views)
+        self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
         used = {view.known for view in views}
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
+        self._starts: deque[Start] = deque(left_to_ask(study, views))
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else float("inf")
+        for view in views:
+            for rung in self.rungs:
+                self._enter(view, rung)
 
     def run(self) -> None:
         """Until the study has its trials and none is running, or the time is up.
@@ -102,7 +110,7 @@ class StudyDriver:
             while self.executor.has_room() and (job := self._next_job()) is not None:
                 self._in_flight[job.trial] = []
                 self.executor.submit(job)
-            if not self._in_flight:
+            if not self._in_flight and (self.executor.has_room() or self._stopping):  # nothing to fill the room with
                 if self._problem is not None:
                     raise Failure(self._problem)
                 return
@@ -111,35 +119,75 @@ class StudyDriver:
             for observer in self.observers:
                 observer.tick()
 
-    def _next_job(self) -> Job | None:
-        if self._ready:
-            return self._ready.popleft()
-        if self._problem or self._num_counted >= self.config.trials or time.monotonic() > self._deadline:
-            return None
-        return self._ask()
+    def stop_asking(self) -> None:
+        """Let what runs reach its rung and hand out nothing more: `run` then returns."""
+        self._stopping = True
 
-    def _ask(self) -> Job | None:
-        """A new trial that fits the limits; those that do not are stored as rejected and not counted."""
-        for _ in range(MAX_REJECTED_IN_A_ROW):
-            self._seed_sampler(len(self.study.get_trials(deepcopy=False)))
+    def _next_job(self) -> Job | None:
+        """What to hand out next; None to wait, or at the end, when nobody waits at a rung any more either."""
+        if self._stopping:
+            return None
+        while not self._ready:
+            if self.config.deterministic and self._in_flight:
+                return None
+            self._settle()
+            if self._ready:
+                break
+            if not self._problem and self._num_counted < self.config.trials and time.monotonic() <= self._deadline:
+                for _ in range(ASKED_AT_ONCE if self.config.deterministic else 1):
+                    if not self._problem and self._num_counted < self.config.trials:
+                        self._ask()
+                continue
+            if not self._in_flight:
+                for number in self.ladder.give_up():
+                    self._stop(number)
+            return None
+        return self._job(self._ready.popleft())
+
+    def _job(self, number: int) -> Job:
+        """The trial's way to its next rung."""
+        view = self._view(number)
+        assert view.candidate is not None
+        until = next(rung for rung in self.rungs if rung > view.epoch)
+        checkpoint = self.checkpoints.read(number, view.epoch) if view.epoch else None
+        return Job(number, view.candidate, view.attrs["seed"], until, checkpoint)
+
+    def _ask(self) -> None:
+        """A new trial that may be trained; those that may not are stored as rejected and not counted."""
+        while self._rejected_in_a_row < MAX_REJECTED_IN_A_ROW:
+            sampler = self.config.sampler if self._rejected_in_a_row < SAMPLER_MAY_INSIST else "random"
+            self.study.sampler = sampler_for(sampler, self.config.seed, len(self._ids))
             if self._known:
                 known = self._known.popleft()
                 self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
+            elif self._starts:
+                start = self._starts.popleft()
+                self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
             trial = self.study.ask()
-            candidate, problem = self._candidate(trial)
-            if candidate is not None and problem is None:
-                self._num_counted += 1
-                return self._first_job(trial, candidate)
+            self._ids[trial.number] = trial._trial_id
+            self._num_counted += 1
+            problem = self._start(trial)
+            if problem is None:
+                self._rejected_in_a_row = 0
+                return
+            self._rejected_in_a_row += 1
+        self._problem = f"{self._rejected_in_a_row} candidates in a row were rejected, the last because {problem}"
+
+    def _start(self, trial: Trial) -> str | None:
+        """Make a trial ready, or reject it and say why."""
+        candidate, problem = self._candidate(trial)
+        if candidate is None or problem is not None:
             trial.set_user_attr("rejected", problem)
             self.study.tell(trial, state=TrialState.FAIL)
-            self._tell_observers(trial.number)
-        self._problem = f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}"
-        return None
-
-    def _seed_sampler(self, number: int) -> None:
-        """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
-        with experimental():
-            self.study.sampler = SAMPLERS[self.config.sampler](derived_seed(self.config.seed, number, 1))
+            self._num_counted -= 1
+        else:
+            self._resolved[_resolved(candidate)] = trial.number
+            trial.set_user_attr("seed", derived_seed(self.config.seed, trial.number))
+            trial.set_user_attr("gates_raw", raw_gates(candidate.model))
+            trial.set_user_attr("candidate", candidate.to_json())
+            self._ready.append(trial.number)
+        self._tell_observers(trial.number)
+        return problem
 
     def _candidate(self, trial: Trial) -> tuple[Candidate | None, str | None]:
         """What the trial's parameters build, and why it must not be trained."""
@@ -152,35 +200,23 @@ class StudyDriver:
         limit = self.config.max_gates if self.config.gates == "raw" else None
         if limit is not None and gates > limit and "known" not in trial.user_attrs:
             return candidate, f"its {gates:,} raw gates exceed --max-gates {limit:,}"
+        if (same := self._resolved.get(_resolved(candidate), trial.number)) != trial.number:
+            return candidate, f"it is trial {same} again"
         return candidate, None
-
-    def _first_job(self, trial: Trial, candidate: Candidate) -> Job:
-        seed = derived_seed(self.config.seed, trial.number)
-        trial.set_user_attr("seed", seed)
-        trial.set_user_attr("gates_raw", raw_gates(candidate.model))
-        trial.set_user_attr("candidate", candidate.to_json())
-        self._tell_observers(trial.number)
-        return Job(trial.number, candidate, seed, self.rungs[0], None)
 
     def _readopt(self, frozen: FrozenTrial) -> None:
         """Go on with a trial that an earlier driver left running: same number, same parameters."""
         view = TrialView(frozen, self.config.gates)
         if view.candidate is None:  # killed between ask and here: Optuna has the parameters drawn so far
-            self._seed_sampler(view.number)
-            trial = Trial(self.study, frozen._trial_id)
-            candidate, problem = self._candidate(trial)
-            if candidate is None or problem is not None:
-                trial.set_user_attr("rejected", problem)
-                self.study.tell(trial, state=TrialState.FAIL)
-                self._num_counted -= 1
-                self._tell_observers(trial.number)
-            else:
-                self._ready.append(self._first_job(trial, candidate))
-        elif view.epoch in self.rungs:
-            self._decide(view)
-        else:
-            self._ready.append(Job(view.number, view.candidate, view.attrs["seed"], self.rungs[0], None))
+            self.study.sampler = sampler_for(self.config.sampler, self.config.seed, view.number)
+            self._start(Trial(self.study, frozen._trial_id))
+        elif view.epoch not in self.rungs or view.attrs.get("goes_on_after") == view.epoch:
+            self._ready.append(view.number)
             self._tell_observers(view.number)
+        elif "stopped_at_rung" in view.attrs:
+            self._stop(view.number)
+        else:
+            self._arrive(view.number, view.epoch)
 
     def _handle(self, event: Event) -> None:
         number = event.job.trial
@@ -198,14 +234,17 @@ class StudyDriver:
         stored = self._view(number).epoch  # a trial that lost its checkpoint trained its first rungs again
         new = [record.to_json() for record in records if record.epoch > stored]
         self._set_attr(number, f"{RUNG_PREFIX}{event.job.until_epoch}", new)
-        self._decide(self._view(number))
+        self._enter(self._view(number), event.job.until_epoch)
+        self._arrive(number, event.job.until_epoch)
+        if not self.config.deterministic:
+            self._settle()
 
     def _handle_broken(self, event: Broken) -> None:
         number = event.job.trial
         attempts = self._view(number).attrs.get("attempts", 0) + 1
         self._set_attr(number, "attempts", attempts)
         if event.retry and attempts < MAX_ATTEMPTS:
-            self._ready.appendleft(event.job)
+            self._ready.appendleft(number)
             return
         self._set_attr(number, "cause", event.cause)
         self._set_attr(number, "message", event.message)
@@ -214,34 +253,49 @@ class StudyDriver:
         if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:  # the fault is not the trials': keep the rest of the budget
             self._problem = f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with: {event.message}"
 
-    def _decide(self, view: TrialView) -> None:
-        """After a completed rung: on to the next one, or told."""
-        later = [rung for rung in self.rungs if rung > view.epoch]
-        if later and "stopped_at_rung" not in view.attrs and self._goes_on(view):
-            assert view.candidate is not None
-            self._set_attr(view.number, "goes_on_after", view.epoch)
-            checkpoint = self.checkpoints.read(view.number, view.epoch)
-            self._ready.append(Job(view.number, view.candidate, view.attrs["seed"], later[0], checkpoint))
-            self._tell_observers(view.number)
-            return
-        if later:
-            self._set_attr(view.number, "stopped_at_rung", view.epoch)
-        if self.config.constraint is not None and not view.frozen.constraints:  # else killed before it was told
-            trial = Trial(self.study, view.frozen._trial_id)
-            trial.set_constraint(f"gates/{self.config.gates}", self._excess(view, view.epoch))
-        self._tell(view.number, self._values(view, view.epoch))
+    def _enter(self, view: TrialView, rung: int) -> None:
+        """What a trial measured at a rung, for the comparison with others."""
+        if view.at_rung(rung) is not None:
+            signs = [1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives]
+            point = [sign * value for sign, value in zip(signs, self._values(view, rung), strict=True)]
+            self.ladder.reached(view.number, rung, point, self._violations(view, rung).get(self._limited, 0.0))
 
-    def _goes_on(self, view: TrialView) -> bool:
-        if view.known == self.space.known[0].name:
-            return True  # the baseline is what everything is compared with: never stopped early
-        if view.attrs.get("goes_on_after") == view.epoch:
-            return True  # decided before, among fewer peers
-        peers = [peer for peer in trial_views(self.study, self.config.gates) if peer.at_rung(view.epoch) is not None]
-        points = np.array([self._values(peer, view.epoch) for peer in peers])
-        signs = np.array([1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives])
-        excess = np.array([self._excess(peer, view.epoch) for peer in peers])
-        index = [peer.number for peer in peers].index(view.number)
-        return goes_on(points * signs, index, self.config.budget.reduction, excess)
+    def _arrive(self, number: int, epoch: int) -> None:
+        """A trial is at a rung, and nothing is decided about it."""
+        if epoch == self.rungs[-1]:
+            self._finished.append(number)
+        elif self._view(number).known == self.space.known[0].name:
+            self._go_on(number)  # the baseline is what everything is compared with: never stopped early
+        else:
+            self.ladder.wait(number, epoch)
+
+    def _settle(self) -> None:
+        """Decide about all trials at rungs as far as can be told by now."""
+        for number in sorted(self._finished):
+            self._tell_measured(number)
+        self._finished.clear()
+        verdict = self.ladder.judge()
+        for number in verdict.go_on:
+            self._go_on(number)
+        for number in verdict.stop:
+            self._stop(number)
+
+    def _go_on(self, number: int) -> None:
+        self._set_attr(number, "goes_on_after", self._view(number).epoch)
+        self._ready.append(number)
+        self._tell_observers(number)
+
+    def _stop(self, number: int) -> None:
+        self._set_attr(number, "stopped_at_rung", self._view(number).epoch)
+        self._tell_measured(number)
+
+    def _tell_measured(self, number: int) -> None:
+        """Complete, with what its last rung measured."""
+        view = self._view(number)
+        for name, violation in self._violations(view, view.epoch).items():
+            if name not in view.frozen.constraints:  # as it is where a driver was killed before it told the trial
+                Trial(self.study, view.frozen._trial_id).set_constraint(name, violation)
+        self._tell(number, self._values(view, view.epoch))
 
     def _values(self, view: TrialView, epoch: int) -> list[float]:
         """The objectives as measured at a rung's last epoch."""
@@ -250,25 +304,45 @@ class StudyDriver:
         measured = {"accuracy": record.acc_discrete, "gates": float(gates)}
         return [measured[name] for name in self.config.objectives]
 
-    def _excess(self, view: TrialView, epoch: int) -> float:
-        """Gates over the limit at a rung's last epoch, negative if fewer; 0 where there is none."""
-        gates, limit = view.gates_at(epoch), self.config.constraint
-        return 0.0 if limit is None or gates is None else float(gates - limit)
+    @property
+    def _limited(self) -> str:
+        return f"gates/{self.config.gates}"
+
+    def _violations(self, view: TrialView, epoch: int) -> dict[str, float]:
+        """By how much a trial was over each limit at a rung's last epoch; negative where it kept to it."""
+        record, gates, violations = view.at_rung(epoch), view.gates_at(epoch), {}
+        if self.config.constraint is not None and gates is not None:
+            violations[self._limited] = float(gates - self.config.constraint)
+        if self.config.min_accuracy is not None and record is not None:
+            violations["val/acc_discrete"] = self.config.min_accuracy - record.acc_discrete
+        return violations
 
     def _tell(self, number: int, values: list[float] | None) -> None:
         """Complete with values, or failed without."""
         self.study.tell(number, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)
         self.checkpoints.remove(number)
+        self._views.pop(number, None)
         self._tell_observers(number)
+        del self._views[number]  # nothing is asked about it any more
 
     def _view(self, number: int) -> TrialView:
-        return TrialView(self.study.get_trials(deepcopy=False)[number], self.config.gates)
+        """The trial as stored; read once, as this driver alone writes."""
+        if number not in self._views:
+            self._views[number] = TrialView(self.study._storage.get_trial(self._ids[number]), self.config.gates)
+        return self._views[number]
 
     def _set_attr(self, number: int, name: str, value: object) -> None:
-        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
-        self.study._storage.set_trial_user_attr(trial_id, name, value)
+        self.study._storage.set_trial_user_attr(self._ids[number], name, value)
+        frozen = copy.copy(self._view(number).frozen)
+        frozen.user_attrs = frozen.user_attrs | {name: value}
+        self._views[number] = TrialView(frozen, self.config.gates)
 
     def _tell_observers(self, number: int) -> None:
         view = self._view(number)
         for observer in self.observers:
             observer.trial_changed(view)
+
+
+def _resolved(candidate: Candidate) -> str:
+    """What two candidates share that are the same, whatever parameters they were drawn with."""
+    return json.dumps(candidate.to_json(), sort_keys=True)

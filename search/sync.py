@@ -12,15 +12,17 @@ from .command import command, run_command
 def sync(study: str, storage: str, tracking_uri: str | None) -> None:
     from .errors import Failure
     from .report import best_trial
-    from .storage import stored_trials
+    from .storage import full_identity, storage_errors, study_uid, to_read, trial_views
     from .tracking import Tracker
 
-    views = stored_trials(study, storage)
+    url, stored = to_read(study, storage)
+    with storage_errors(url):
+        uid, views = study_uid(stored), trial_views(stored, full_identity(stored)["gates"])
 
     def fail(line: str) -> None:
         raise Failure(line)
 
-    tracker = Tracker(study, tracking_uri, fail)
+    tracker = Tracker(study, uid, tracking_uri, fail)
     tracker.sync(views)
     tracker.finish(best_trial(views))
     click.echo(f"{len(views)} trials of study {study} are in MLflow at {tracker.uri}")

@@ -4,11 +4,14 @@ Everything is written with the worker's timestamps, which MLflow stores once how
 again changes nothing, so the whole view can be rebuilt from the storage at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,6 +25,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from .candidate_file import CandidateFile
 from .errors import one_line
+from .sqlite import log_ahead
 from .storage import TrialView
 from .training import EpochRecord
 
@@ -33,6 +37,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 TAG_STUDY: Final = "optuna.study"
+TAG_UID: Final = "optuna.study_uid"
 TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
 MAX_BATCH: Final = 1000
@@ -51,12 +56,13 @@ class Tracker:
 
     Args:
         study: experiment and parent run carry this name.
+        uid: tells it from studies of the same name in other storages: every run carries it, and only those are read.
         uri: tracking URI; None is MLflow's own default.
         warn: told once, in one line, if tracking stops.
     """
 
-    def __init__(self, study: str, uri: str | None, warn: Callable[[str], None]) -> None:
-        self.study, self._warn, self._down = study, warn, False
+    def __init__(self, study: str, uid: str, uri: str | None, warn: Callable[[str], None]) -> None:
+        self.study, self.uid, self._warn, self._down = study, uid, warn, False
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # last epoch that a run has; absent before its parameters are there
         self.uri = uri or mlflow.get_tracking_uri()
@@ -103,24 +109,28 @@ class Tracker:
             )
 
     def _connect(self) -> None:
+        if self.uri.startswith("sqlite:///"):
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody looks at it: it stays as it is, and slower
+                log_ahead(Path(self.uri.removeprefix("sqlite:///")), timeout_s=1)
         self._client = MlflowClient(self.uri)
         experiment = self._client.get_experiment_by_name(self.study)
         self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(self.study)
         token: str | None = None
         parent: str | None = None
         while True:
-            page = self._client.search_runs([self._experiment], page_token=token, max_results=1000)
+            own = f"tags.`{TAG_UID}` = '{self.uid}'"
+            page = self._client.search_runs([self._experiment], own, page_token=token, max_results=1000)
             for run in page:
                 tags = run.data.tags
                 if TAG_TRIAL in tags:
                     self._runs[int(tags[TAG_TRIAL])] = run
-                elif tags.get(TAG_STUDY) == self.study and tags.get("role") == "study":
+                elif tags.get("role") == "study":
                     parent = run.info.run_id
             token = page.token
             if not token:
                 break
         if parent is None:
-            tags = {TAG_STUDY: self.study, "role": "study"}
+            tags = {TAG_STUDY: self.study, TAG_UID: self.uid, "role": "study"}
             parent = self._client.create_run(self._experiment, run_name=self.study, tags=tags).info.run_id
         else:
             self._client.update_run(parent, status="RUNNING")
@@ -128,19 +138,23 @@ class Tracker:
 
     def _log(self, trial: TrialView) -> None:
         run = self._run_of(trial)
+        if trial.state == "running" and trial.candidate is None:
+            return  # killed as it was asked: its parameters and gates come with the next change
+        params: list[Param] = []
+        metrics: list[Metric] = []
         if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
             params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
-            gates = [] if trial.raw_gates is None else [Metric("gates/raw", trial.raw_gates, started_ms(trial), 0)]
-            self._client.log_batch(run.info.run_id, metrics=gates, params=params)
-        new = [record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)]
-        log_epochs(self._client, run.info.run_id, new)
+            if trial.raw_gates is not None:
+                # Optuna's own time would be another one where the time zone has changed, and the metric be there twice
+                metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
+        metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
-        for name in ("stopped_at_rung", "cause", "message", "rejected"):
+        for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
         if trial.is_infeasible:
             tags["infeasible"] = "True"
-        self._client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":
             end = trial.frozen.datetime_complete
@@ -151,14 +165,15 @@ class Tracker:
             )
 
     def _run_of(self, trial: TrialView) -> Run:
-        """The trial's run, made where there is none; one that started at another time is another study's."""
+        """The trial's run, made where there is none."""
         run = self._runs.get(trial.number)
-        if run is not None and run.info.start_time == started_ms(trial):
+        if run is not None:
             if TAG_LOGGED_EPOCH in run.data.tags:
                 self._logged.setdefault(trial.number, int(run.data.tags[TAG_LOGGED_EPOCH]))
             return run
         tags = {
             TAG_STUDY: self.study,
+            TAG_UID: self.uid,
             TAG_TRIAL: str(trial.number),
             "mlflow.parentRunId": self._parent,
             "known": trial.known or "",
@@ -166,7 +181,6 @@ class Tracker:
         name = f"trial {trial.number}" + (f" ({trial.known})" if trial.known else "")
         run = self._client.create_run(self._experiment, start_time=started_ms(trial), run_name=name, tags=tags)
         self._runs[trial.number] = run
-        self._logged.pop(trial.number, None)
         return run
 
 
@@ -177,14 +191,31 @@ def started_ms(trial: TrialView) -> int:
 
 
 def log_epochs(client: MlflowClient, run_id: str, records: Sequence[EpochRecord]) -> None:
-    """Every metric of every epoch, in batches that MLflow takes."""
-    metrics = [
+    """Every metric of every epoch."""
+    _log(client, run_id, _metrics(records))
+
+
+def _metrics(records: Sequence[EpochRecord]) -> list[Metric]:
+    return [
         Metric(name, value, record.timestamp_ms, record.epoch)
         for record in records
         for name, value in record.metrics().items()
     ]
-    for start in range(0, len(metrics), MAX_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    metrics: list[Metric],
+    params: Sequence[Param] = (),
+    tags: Sequence[RunTag] = (),
+) -> None:
+    """In as few batches as MLflow takes; it writes the tags of the last one, which say what is there, at the end."""
+    in_last = MAX_BATCH - len(params) - len(tags)
+    while len(metrics) > in_last:
+        client.log_batch(run_id, metrics=metrics[:MAX_BATCH])
+        metrics = metrics[MAX_BATCH:]
+    client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
 
 def logged_params(trial: TrialView) -> dict[str, Any]:

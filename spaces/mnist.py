@@ -42,6 +42,13 @@ MNIST_S_WITH_IWP: Final[dict[str, Value]] = {
     "decay_fraction": 0.4,
 }
 
+PUBLISHED_MNIST_M: Final[dict[str, Value]] = PUBLISHED_MNIST_S | {
+    "k": 64,
+    "outputs_per_class": 2048,
+    "tau_c": 28 / math.sqrt(2048),
+    "batch_size": 256,
+}
+
 MNIST_SMALL: Final = Space(
     name="mnist_small",
     description="MNIST, networks around the published mnist_s (k=16): minutes a trial on one CPU core",
@@ -61,5 +68,17 @@ MNIST_SMALL: Final = Space(
             MNIST_S_WITH_IWP | {"hard_finish": 0.2},
         ),
     ),
+    budget=Budget(epochs=27),
+)
+
+MNIST_MEDIUM: Final = Space(
+    name="mnist_medium",
+    description="MNIST, networks around the published mnist_m (k=64): for a GPU, or for hours",
+    data=DataSpec("mnist"),
+    parameters=MNIST_PYRAMID.parameters(
+        Range(16, 128, log=True), Range(256, 4096, log=True), (128, 256, 512), ESTIMATORS
+    ),
+    build=MNIST_PYRAMID.build,
+    known=(Known("published mnist_m", "Petersen et al. 2024, arXiv 2411.04732", PUBLISHED_MNIST_M),),
     budget=Budget(epochs=27),
 )

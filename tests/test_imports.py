@@ -78,7 +78,7 @@ def test_relative_imports_stay_within_their_package() -> None:
 
 
 def test_one_file_imports_ray_and_one_mlflow() -> None:
-    assert importers("search", "ray") == ["workers.py"]
+    assert importers("search", "ray") == ["ray_workers.py"]
     assert importers("search", "mlflow") == ["tracking.py"]
 
 

@@ -83,6 +83,8 @@ class Circuit:
             raise ValueError(f"gate number {self.gate.max()} is none of the {NUM_GATES} gates, 0 to {NUM_GATES - 1}")
         if len(self.outputs) and not 0 <= self.outputs.min() <= self.outputs.max() < first + num_gates:
             raise ValueError(f"outputs name nodes outside 0 to {first + num_gates - 1}")
+        if len(self.inverted) and self.inverted.view(np.uint8).max() > 1:
+            raise ValueError("inverted holds bytes that are neither 0 nor 1")
         if self.num_classes < 1 or len(self.outputs) % self.num_classes:
             raise ValueError(f"{len(self.outputs)} outputs cannot be divided among {self.num_classes} classes")
         if not (np.isfinite(self.tau) and self.tau > 0):
@@ -165,7 +167,7 @@ class Circuit:
             x: (N, *input_shape), or (N, ...) of F values an image; zeros and ones, uint8, bool or floating-point.
 
         Returns:
-            (N, K) int32.
+            (N, K) int32 on x's device; it is the CPU that computes them.
 
         Raises:
             ValueError: x does not fit the circuit or is not binary.
@@ -174,7 +176,7 @@ class Circuit:
             raise ValueError(
                 f"the circuit expects (images, {', '.join(map(str, self.input_shape))}) bits, got {tuple(x.shape)}"
             )
-        return self._evaluator.sums(x.flatten(1))
+        return self._evaluator.sums(x.flatten(1).cpu()).to(x.device)
 
     @cached_property
     def _evaluator(self) -> Evaluator:

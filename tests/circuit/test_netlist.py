@@ -1,9 +1,12 @@
 """Circuits against the networks they stand for: the same sums before and after simplification, exact counts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,9 +197,30 @@ def test_damaged_files(tmp_path: Path) -> None:
         Circuit.load(tmp_path / "none")
 
 
-def test_a_gate_that_reads_a_later_one_is_refused(tmp_path: Path) -> None:
+def changed(array: np.ndarray, value: int) -> np.ndarray:
+    array = array.copy()
+    array.view(np.uint8 if array.itemsize == 1 else array.dtype)[5] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a", 134, "gate 5 is node 134 and reads node 134"),
+        ("b", -1, "gate 5 is node 134 and reads node -1"),
+        ("gate", 16, "gate number 16 is none of the 16"),
+        ("outputs", 10_000, "outputs name nodes outside 0 to"),
+        ("inverted", 2, "neither 0 nor 1"),
+    ],
+)
+def test_arrays_that_native_code_must_not_see(tmp_path: Path, name: str, value: int, message: str) -> None:
     circuit = Circuit.from_model(network(SMALL), SMALL.input_shape)
-    a = circuit.a.copy()
-    a[5] = circuit.num_inputs + 1 + 5
-    with pytest.raises(ValueError, match=r"gate 5 is node 134 and reads node 134"):
-        Circuit(**{**{name: getattr(circuit, name) for name in circuit.__dataclass_fields__}, "a": a})
+    with pytest.raises(ValueError, match=message):
+        replace(circuit, **{name: changed(getattr(circuit, name), value)})
+    circuit.save(tmp_path / "x.circuit")
+    tensors = safetensors.numpy.load_file(tmp_path / "x.circuit")
+    with safetensors.safe_open(tmp_path / "x.circuit", "numpy") as file:
+        metadata = file.metadata()
+    safetensors.numpy.save_file(tensors | {name: changed(tensors[name], value)}, tmp_path / "y.circuit", metadata)
+    with pytest.raises(ValueError, match=f"y.circuit holds no sound circuit: .*{message}"):
+        Circuit.load(tmp_path / "y.circuit")

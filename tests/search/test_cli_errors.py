@@ -61,7 +61,10 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--space", "nmist"), "unknown space 'nmist': choose one of digits_small, mnist_small, cifar10_small, tiny"),
+        (
+            ("--space", "nmist"),
+            "unknown space 'nmist': choose one of digits_small, mnist_small, mnist_medium, cifar10_small, tiny",
+        ),
         (("--data", "nmist"), "unknown dataset 'nmist'"),
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
@@ -73,6 +76,10 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--storage", "study.db"), "storage 'study.db' is not a URL: write sqlite:///FILE or postgresql://..."),
         (("--sampler", "grid"), "'grid' is not one of"),
         (("--gates", "net"), "'net' is not one of"),
+        (("--address", "auto"), "--address joins a Ray cluster: leave out --executor inline"),
+        (("--gpus-per-trial", "many"), "'many' is not a valid float"),
+        (("--gpus-per-trial", "-1"), "gpus_per_trial=-1.0: it must be a number of at least 0, or auto"),
+        (("--trial-timeout", "0"), "trial_timeout_s=0.0: input should be greater than 0"),
         (("--frobnicate",), "No such option"),
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
         (("extra",), "unexpected extra argument"),
@@ -80,6 +87,25 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
 )
 def test_a_wrong_option(fails: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
     assert part in fails(USAGE, *tiny_run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("ray://head:10001", "address 'ray://head:10001' is Ray Client's, through which workers cannot stream"),
+        ("head", "address 'head' must be HOST:PORT of a Ray cluster, or auto"),
+    ],
+)
+def test_an_address_that_is_none(fails: Callable[..., str], address: str, part: str) -> None:
+    assert part in fails(USAGE, search_run, "--space", "tiny", "--address", address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuchhost.invalid:6379"])
+def test_a_dead_address_is_told_at_once(fails: Callable[..., str], address: str) -> None:
+    start = time.monotonic()
+    message = fails(FAILURE, search_run, "--space", "tiny", "--address", address)
+    assert re.match(f"no Ray cluster can be joined at {address}: .+; start one with `ray start --head`, or", message)
+    assert time.monotonic() - start < 15
 
 
 def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path) -> None:
@@ -295,7 +321,7 @@ def test_results_that_cannot_be_written(fails: Callable[..., str], workspace: Pa
 # As typed
 
 
-@pytest.mark.parametrize("name", ["run", "spaces", "export", "train", "circuit", "sync", "plot", "report"])
+@pytest.mark.parametrize("name", ["run", "spaces", "export", "import", "train", "circuit", "sync", "plot", "report"])
 def test_help_is_quick(name: str) -> None:
     """It imports nothing that takes seconds. Measured again if others keep this machine busy."""
     durations_s = []

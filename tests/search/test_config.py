@@ -43,7 +43,10 @@ def test_names_that_are_no_folder_or_taken(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"space": "nmist"}, "unknown space 'nmist': choose one of digits_small, mnist_small, cifar10_small"),
+        (
+            {"space": "nmist"},
+            "unknown space 'nmist': choose one of digits_small, mnist_small, mnist_medium, cifar10_small",
+        ),
         ({"data": "nmist"}, "unknown dataset 'nmist': choose one of digits, mnist, fashion_mnist, cifar10"),
         ({"trials": 0}, "trials=0: "),
         ({"trials": -3}, "trials=-3: "),

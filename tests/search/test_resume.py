@@ -143,7 +143,7 @@ def what_was_measured(views: list[TrialView]) -> list[list[tuple[float, ...]]]:
     return [[without_clock(record) for record in view.records] for view in views]
 
 
-@pytest.mark.parametrize("fate", ["kept", "lost", "damaged"])
+@pytest.mark.parametrize("fate", ["kept", "lost", "damaged", "last damaged"])
 def test_a_resumed_study_measures_what_an_uninterrupted_one_does(run_sqlite: Runs, fate: str) -> None:
     options: dict[str, Any] = {"trials": 3, "seed": 5}
     whole = run_sqlite(study="whole", **options)
@@ -152,12 +152,12 @@ def test_a_resumed_study_measures_what_an_uninterrupted_one_does(run_sqlite: Run
     with pytest.raises(Killed):
         run_sqlite(executor, study="tiny", **options)
     assert [path.name for path in sorted(CHECKPOINTS.iterdir())] == [
-        f"trial_00000_epoch_{epoch}.safetensors" for epoch in (1, 3)
+        f"trial_00000_epoch_{epoch}.checkpoint" for epoch in (1, 3)
     ]
     for path in CHECKPOINTS.iterdir():
         if fate == "lost":
             path.unlink()
-        elif fate == "damaged":
+        elif fate == "damaged" or (fate == "last damaged" and "epoch_3" in path.name):
             path.write_bytes(path.read_bytes()[:-1])
     jobs = []
     executor = InlineExecutor(run_sqlite.dataset)
@@ -165,7 +165,7 @@ def test_a_resumed_study_measures_what_an_uninterrupted_one_does(run_sqlite: Run
     executor.submit = lambda job: (jobs.append(job), submit(job))[1]  # type: ignore[method-assign, func-returns-value]
     resumed = run_sqlite(executor, study="tiny", **options)
     assert (jobs[0].trial, jobs[0].until_epoch) == (0, 9)
-    assert (jobs[0].checkpoint is None) == (fate == "lost")
+    assert (jobs[0].checkpoint is None) == (fate in ("lost", "damaged"))
     assert [view.params for view in resumed] == [view.params for view in whole]
     assert what_was_measured(resumed) == what_was_measured(whole)
     assert [view.frozen.values for view in resumed] == [view.frozen.values for view in whole]
@@ -174,7 +174,7 @@ def test_a_resumed_study_measures_what_an_uninterrupted_one_does(run_sqlite: Run
 
 def test_leftovers_of_other_trials_are_removed(run: Runs) -> None:
     CHECKPOINTS.mkdir(parents=True)
-    for name in ("trial_00007_epoch_1.safetensors", ".trial_00000_epoch_1.safetensors.4711"):
+    for name in ("trial_00007_epoch_1.checkpoint", ".trial_00000_epoch_1.checkpoint.4711"):
         (CHECKPOINTS / name).touch()
     run(FakeExecutor())
     assert list(CHECKPOINTS.iterdir()) == []

@@ -5,19 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from search import study
 from search.errors import Failure
 from search.jobs import Job
-from search.rungs import goes_on
 from search.storage import TrialView
+from search.training import EpochRecord
 from search.workers import Event, Progress
 from spaces import SPACES, Space
 from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured
 
-SAMPLERS = ["tpe", "random"]
+SAMPLERS = ["tpe", "nsga2", "gp", "random", "qmc"]
 
 
 def counted(views: list[TrialView]) -> int:
@@ -94,18 +93,86 @@ def test_values_are_what_the_last_rung_measured(run: Runs, objectives: tuple[str
     assert epochs == {1, 3, 9}
 
 
-def test_each_decision_is_halving_among_those_that_had_reached_the_rung(run: Runs) -> None:
-    """Replayed from what is stored: with one worker, trials reach rungs in the order of their numbers."""
-    views = [view for view in run(FakeExecutor(), trials=20) if view.records]
-    for rung in (1, 3):
-        reached = [view for view in views if view.epoch >= rung]
-        for index in range(len(reached)):
-            points = np.array(
-                [(peer.at_rung(rung).acc_discrete, -peer.at_rung(rung).total_gates) for peer in reached[: index + 1]]
-            )  # type: ignore[union-attr, operator]
-            expected = reached[index].number == 0 or goes_on(points, index, 3)
-            assert (reached[index].epoch > rung) == expected
-    assert Counter(view.epoch for view in views)[1] > 4
+def accuracies(*of_trials: float) -> FakeExecutor:
+    """Trials measure what their number says, at every epoch."""
+
+    def script(job: Job, events: list[Event]) -> list[Event]:
+        return [
+            Progress(job, replace(event.record, acc_discrete=of_trials[job.trial]))
+            if isinstance(event, Progress)
+            else event
+            for event in events
+        ]
+
+    return FakeExecutor(script)
+
+
+def test_a_trial_that_waits_goes_on_from_its_checkpoint_once_worse_ones_have_come(run: Runs) -> None:
+    """One in three goes on, rounded up: of four trials at the first rung two, the baseline and trial 1."""
+    executor = accuracies(0.9, 0.5, 0.4, 0.1)
+    views = run(executor, trials=4, objectives=("accuracy",), sampler="random")
+    assert [(job.trial, job.until_epoch, job.checkpoint is not None) for job in executor.jobs] == [
+        (0, 1, False),
+        (0, 3, True),
+        (0, 9, True),
+        (1, 1, False),
+        (2, 1, False),
+        (3, 1, False),
+        (1, 3, True),
+    ]
+    assert [view.attrs.get("stopped_at_rung") for view in views] == [None, 3, 1, 1]
+    assert [view.frozen.values for view in views] == [[0.9], [0.5], [0.4], [0.1]]
+
+
+def test_a_trial_waits_for_three_others_and_is_told_then(run: Runs) -> None:
+    """The sampler is to learn from it: trial 1 is told before trial 5 is asked."""
+    told: list[tuple[int, int]] = []
+
+    class Watch:
+        def trial_changed(self, trial: TrialView) -> None:
+            if trial.state == "complete":
+                told.append((trial.number, len(executor.jobs)))
+
+        def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
+
+        def tick(self) -> None: ...
+
+    executor = accuracies(0.9, 0.1, 0.8, 0.7, 0.6, 0.5)
+    run(executor, trials=6, objectives=("accuracy",), sampler="random", observers=[Watch()])
+    asked_5 = next(n for n, job in enumerate(executor.jobs) if job.trial == 5)
+    assert [number for number, num_jobs in told if num_jobs <= asked_5][:2] == [0, 1]
+
+
+def test_without_early_stopping_every_trial_has_the_full_budget(run: Runs) -> None:
+    views = run(FakeExecutor(num_workers=2), trials=8, early_stopping="none")
+    assert {view.epoch for view in views if view.counts} == {9}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sessions", [(21,), (9, 21)])
+def test_deterministic_studies_are_the_same_with_any_number_of_workers(
+    run: Runs, sampler: str, sessions: tuple[int, ...]
+) -> None:
+    class LastFirst(FakeExecutor):
+        """The order in which jobs end depends on the number of workers."""
+
+        def wait(self, timeout_s: float) -> list[Event]:
+            self._running.reverse()
+            return super().wait(timeout_s)
+
+    studies = []
+    for workers in (1, 2, 5):
+        for trials in sessions:
+            views = run(
+                LastFirst(num_workers=workers),
+                study=f"with_{workers}",
+                trials=trials,
+                sampler=sampler,
+                deterministic=True,
+            )
+        studies.append([(view.params, view.frozen.values, view.records, view.state) for view in views])
+    assert counted(views) == 21
+    assert studies[0] == studies[1] == studies[2]
 
 
 def test_stopped_trials_are_complete_for_optuna(run: Runs) -> None:
@@ -144,6 +211,34 @@ def test_rejected_candidates_are_stored_and_not_counted(run: Runs) -> None:
     assert views[0].state == "complete"
     assert (views[0].raw_gates or 0) > 2000
     assert all((view.raw_gates or 0) <= 2000 for view in views[1:] if view.counts)
+
+
+def test_the_same_configuration_is_not_trained_twice(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever parameters it was drawn with: here rates do not matter, and there are 2 * 3 * 8 networks at most."""
+    tiny = SPACES["tiny"]
+
+    def build(params: Any, *rest: Any) -> Any:
+        fixed = {"lr": 0.01, "parametrization": "softmax", "tau_c": 1.0}
+        return tiny.build({**params, **fixed, "k": params["k"] // 3 + 2}, *rest)
+
+    monkeypatch.setitem(SPACES, "tiny", Space(**{**vars(tiny), "build": build}))
+    views = run(FakeExecutor(num_workers=3), trials=24, sampler="random")
+    trained = [str(view.candidate) for view in views if view.counts]
+    assert len(set(trained)) == len(trained) == 24
+    repeated = [view for view in views if view.state == "rejected"]
+    assert repeated
+    for view in repeated:
+        assert view.attrs["rejected"] in {f"it is trial {other.number} again" for other in views[: view.number]}
+
+
+def test_a_limit_on_accuracy_marks_trials_and_trains_them(run: Runs) -> None:
+    views = run(FakeExecutor(num_workers=2), trials=10, min_accuracy=0.5, max_gates=1300)
+    assert any(view.is_infeasible for view in views) and not all(view.is_infeasible for view in views)
+    for view in (view for view in views if view.counts):
+        last = view.records[-1]
+        assert view.frozen.constraints == pytest.approx(
+            {"val/acc_discrete": 0.5 - last.acc_discrete, "gates/total": (last.total_gates or 0) - 1300}
+        )
 
 
 def test_a_limit_that_nothing_fits_ends_the_search(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +320,10 @@ def test_no_trial_starts_once_the_time_is_up(run: Runs) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_seed_makes_the_study_whatever_its_sessions(run: Runs, sampler: str) -> None:
-    """TPE samples from its model from the eleventh trial on."""
-    whole = run(FakeExecutor(), study="whole", trials=16, sampler=sampler)
+    """TPE and GP sample from their models from the eleventh trial on. Trials that wait are told when a session ends."""
+    whole = run(FakeExecutor(), study="whole", trials=16, sampler=sampler, early_stopping="none")
     for trials in (5, 12, 16):
-        parts = run(FakeExecutor(), study="parts", trials=trials, sampler=sampler)
+        parts = run(FakeExecutor(), study="parts", trials=trials, sampler=sampler, early_stopping="none")
     assert params(parts) == params(whole)
     assert [view.records for view in parts] == [view.records for view in whole]
     assert len({str(each) for each in params(whole)}) == len(whole)  # a sampler restarted would repeat itself

@@ -1,6 +1,7 @@
 """MLflow as a view: what it shows, that it can be told again and rebuilt, and that a search does without it."""
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from mlflow.entities import Run
 from search.data import Dataset
 from search.export import export
 from search.run import run as search_run
-from search.storage import TrialView
+from search.storage import TrialView, study_uid
 from search.sync import sync
 from search.tracking import Tracker
 from search.train import train
@@ -75,6 +76,7 @@ class Tracked:
     """A study that was logged as it ran: its storage, its trials, and the store."""
 
     storage: str
+    uid: str
     views: list[TrialView]
     uri: str
 
@@ -89,13 +91,15 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, empty_st
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(SPACES, TINY.name, TINY)
-        tracker = Tracker("tiny", uri, no_warning)
-        views = Runs(dataset, None)(executor, [tracker], trials=8, max_gates=1300, seed=1, storage=storage)
+        sessions, options = Runs(dataset, None), {"trials": 8, "max_gates": 1300, "seed": 1, "storage": storage}
+        uid = study_uid(sessions.study(sessions.config(**options)))
+        tracker = Tracker("tiny", uid, uri, no_warning)
+        views = sessions(executor, [tracker], **options)
         tracker.finish(views[0])
     assert {view.state for view in views} == {"complete", "failed", "rejected"}
     assert {view.epoch for view in views if view.state == "complete"} >= {1, 9}
     assert {view.is_infeasible for view in views if view.state == "complete"} == {True, False}
-    yield Tracked(storage, views, uri)
+    yield Tracked(storage, uid, views, uri)
 
 
 def test_a_parent_and_a_child_a_trial(tracked: Tracked) -> None:
@@ -148,7 +152,7 @@ def test_a_metric_an_epoch_with_the_worker_s_clock(tracked: Tracked) -> None:
 def test_told_again_nothing_changes(tracked: Tracked) -> None:
     before = everything(tracked.uri)
     for _ in range(2):
-        Tracker("tiny", tracked.uri, no_warning).sync(tracked.views)
+        Tracker("tiny", tracked.uid, tracked.uri, no_warning).sync(tracked.views)
     assert everything(tracked.uri) == before
     assert len(runs(tracked.uri)[0]) == 1
 
@@ -159,11 +163,44 @@ def test_a_store_that_missed_the_last_tag_gets_no_step_twice(tracked: Tracked) -
     client = MlflowClient(tracked.uri)
     for child in children.values():
         client.set_tag(child.info.run_id, "logged_epoch", "0")
-    Tracker("tiny", tracked.uri, no_warning).sync(tracked.views)
+    Tracker("tiny", tracked.uid, tracked.uri, no_warning).sync(tracked.views)
     for view in tracked.views:
         for name, epochs in (("train/loss", range(1, view.epoch + 1)), ("gates/total", RUNGS)):
             steps = Counter(step for step, *_ in histories(tracked.uri, children[view.number]).get(name, []))
             assert steps == Counter(epoch for epoch in epochs if epoch <= view.epoch)
+
+
+def test_another_time_zone_changes_nothing(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna stores local times without their zone. A run without the tag is logged from its parameters on."""
+    before = everything(tracked.uri)
+    client = MlflowClient(tracked.uri)
+    child = runs(tracked.uri)[1][0]
+    client.delete_tag(child.info.run_id, "logged_epoch")
+    monkeypatch.setenv("TZ", "UTC-9")
+    time.tzset()
+    try:
+        Tracker("tiny", tracked.uid, tracked.uri, no_warning).sync(tracked.views[:1])
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert histories(tracked.uri, child)["gates/raw"] == before[0][-1]["gates/raw"]
+    Tracker("tiny", tracked.uid, tracked.uri, no_warning).sync(tracked.views)  # with the end times it had
+    assert everything(tracked.uri) == before
+
+
+def test_two_storages_with_a_study_of_one_name_do_not_mix(command: Call, workspace: Path, tracking_uri: str) -> None:
+    arguments = ("--space", "tiny", "--executor", "inline", "--epochs", 1, "--limit-train", 50)
+    for storage, trials in (("sqlite:///a.db", 1), ("sqlite:///b.db", 2), ("sqlite:///a.db", 3)):
+        options = ("--storage", storage, "--trials", trials, "--tracking-uri", tracking_uri)
+        assert command(search_run, *arguments, *options).code == 0
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    numbers: dict[str, list[int]] = {}
+    for each in client.search_runs([experiment.experiment_id]):
+        if "optuna.trial" in each.data.tags:
+            numbers.setdefault(each.data.tags["mlflow.parentRunId"], []).append(int(each.data.tags["optuna.trial"]))
+    assert sorted(sorted(children) for children in numbers.values()) == [[0, 1], [0, 1, 2]]
 
 
 def test_the_view_is_rebuilt_in_an_empty_store(

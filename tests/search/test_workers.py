@@ -1,5 +1,6 @@
-"""Executors: the same records from each, cores and GPUs divided, a dead worker told and replaced."""
+"""Executors: the same records from each, a dead, stuck or late worker told and replaced. Clusters: test_cluster.py."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,23 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from search import workers
+from search import pace, ray_workers
 from search.config import study_config
 from search.data import Dataset
 from search.errors import Failure, UsageError
-from search.jobs import Job
+from search.jobs import Job, Worker
+from search.placement import Node, Placement
+from search.ray_workers import RayExecutor, actor_options
 from search.training import EpochRecord
-from search.workers import (
-    Broken,
-    Event,
-    Executor,
-    Finished,
-    InlineExecutor,
-    Progress,
-    RayExecutor,
-    RayWorker,
-    actor_options,
-)
+from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
 from spaces import DataSpec
 from tests.search.tiny import tiny_candidate
 
@@ -49,7 +42,7 @@ def ray() -> Iterator[Any]:
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        ray.init(num_cpus=8, num_gpus=NUM_GPUS, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=8, num_gpus=NUM_GPUS, include_dashboard=False, log_to_driver=False)
         yield ray
         ray.shutdown()
 
@@ -58,7 +51,7 @@ def ray() -> Iterator[Any]:
 def executor(ray: Any, dataset: Dataset) -> Iterator[RayExecutor]:
     """Two workers on a machine of four cores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "num_cores", lambda: 4)
+        patch.setattr(RayExecutor, "_nodes", lambda executor: [Node(4, NUM_GPUS)])
         executor = RayExecutor(study_config(workers=2, gpus_per_trial=0.0), dataset)
         yield executor
         executor.close()
@@ -74,6 +67,13 @@ def finish(executor: Executor, num_jobs: int = 1) -> list[Event]:
     while sum(not isinstance(event, Progress) for event in events) < num_jobs:
         events += executor.wait(10.0)
     return events
+
+
+def refilled(executor: RayExecutor) -> list[Any]:
+    """The workers at rest, once the replaced ones have started too."""
+    while executor._starting:
+        assert executor.wait(10.0) == []
+    return executor._idle
 
 
 def outcome(events: list[Event], trial: int = 0) -> list[Any]:
@@ -134,26 +134,11 @@ def test_what_a_job_cannot_do_is_told_without_a_retry(executor: RayExecutor, dat
         assert each.has_room()
 
 
-def test_cores_are_divided_among_the_workers(ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_divided_among_the_workers(ray: Any, executor: RayExecutor) -> None:
     assert executor.describe() == "ray, 2 workers of 2 threads, CPU"
     for actor in executor._idle:
         seen = in_worker(ray, actor, lambda worker: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]))
         assert seen == (2, "2")
-    monkeypatch.setattr(workers, "num_cores", lambda: 4)
-    for num_workers, threads, num_cpus in ((1, 4, 4), (3, 1, 1), (4, 1, 1), (5, 1, 0)):
-        options = actor_options(num_workers, 0.0)
-        assert options["runtime_env"]["env_vars"] == {"OMP_NUM_THREADS": str(threads)}
-        assert options["num_cpus"] == num_cpus  # more workers than cores: Ray must not wait for a core to be free
-
-
-def test_without_gpus_one_worker_a_core_at_most_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, expected in ((1, 1), (2, 2), (64, 4)):
-        monkeypatch.setattr(workers, "num_cores", lambda cores=cores: cores)
-        assert workers._default_workers(0.0, 0) == expected
-    assert workers._default_workers(1.0, 8) == 8
-    assert workers._default_workers(0.5, 2) == 4
-    assert workers._gpus_per_worker(None, 2) == 1.0
-    assert workers._gpus_per_worker(None, 0) == 0.0
 
 
 class Probe:
@@ -162,7 +147,7 @@ class Probe:
 
 
 def test_each_worker_sees_its_own_gpu(ray: Any) -> None:
-    actor_class = ray.remote(**actor_options(2, 1.0))(Probe)
+    actor_class = ray.remote(**actor_options(Placement(2, 2, 2, 1.0)))(Probe)
     actors = [actor_class.remote() for _ in range(2)]
     try:
         assert sorted(ray.get([actor.visible_devices.remote() for actor in actors], timeout=60)) == ["0", "1"]
@@ -172,7 +157,7 @@ def test_each_worker_sees_its_own_gpu(ray: Any) -> None:
 
 
 def test_more_gpus_than_there_are(ray: Any, dataset: Dataset) -> None:
-    with pytest.raises(UsageError, match=r"^--gpus-per-trial 3: there are 2 GPUs; ask for at most that$"):
+    with pytest.raises(UsageError, match=r"^--gpus-per-trial 3: the largest node has 2 GPUs; ask for at most that$"):
         RayExecutor(study_config(gpus_per_trial=3.0), dataset)
     with pytest.raises(UsageError, match=r"^3 workers with 1 GPUs each need more than the 2 there are: lower "):
         RayExecutor(study_config(workers=3), dataset)
@@ -181,7 +166,7 @@ def test_more_gpus_than_there_are(ray: Any, dataset: Dataset) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_that_cannot_use_its_gpu_does_not_fall_back_to_the_cpu(dataset: Dataset) -> None:
     with pytest.raises(Failure, match="a GPU was assigned to this worker and PyTorch cannot use it"):
-        RayWorker(dataset, 1, True)
+        Worker(dataset, 1, 1.0)
 
 
 def test_a_killed_worker_is_told_and_replaced(ray: Any, executor: RayExecutor) -> None:
@@ -194,8 +179,9 @@ def test_a_killed_worker_is_told_and_replaced(ray: Any, executor: RayExecutor) -
     assert isinstance(event, Broken)
     assert (event.cause, event.retry, event.job.trial) == ("worker died", True, 0)
     assert "\n" not in event.message
-    assert len(executor._idle) == 2
-    assert pid not in [in_worker(ray, actor, lambda worker: os.getpid()) for actor in executor._idle]
+    assert len(executor._idle) == 1  # at hand for the trial while the other starts
+    pids = [in_worker(ray, actor, lambda worker: os.getpid()) for actor in refilled(executor)]
+    assert len(pids) == 2 and pid not in pids
     executor.submit(job())
     assert isinstance(finish(executor)[-1], Finished)
 
@@ -218,7 +204,7 @@ def test_a_worker_whose_gpu_is_lost_is_replaced(ray: Any, executor: RayExecutor)
     assert isinstance(event, Broken)
     assert (event.cause, event.retry) == ("worker died", True)
     assert "illegal memory access" in event.message and "\n" not in event.message
-    assert lost not in executor._idle and len(executor._idle) == 2
+    assert lost not in refilled(executor) and len(executor._idle) == 2
     executor.submit(job())
     assert isinstance(finish(executor)[-1], Finished)
 
@@ -236,6 +222,130 @@ def test_without_a_worker_a_lost_gpu_ends_the_command(dataset: Dataset, monkeypa
     executor.submit(job())  # the same error, and a GPU that goes on
     (event,) = executor.wait(0.0)
     assert isinstance(event, Broken) and (event.cause, event.retry) == ("error", False)
+
+
+def freeze(ray: Any, executor: RayExecutor) -> int:
+    """Stop the next worker's process in the midst of a job: it answers nothing any more."""
+    pid: int = in_worker(ray, executor._idle[-1], lambda worker: os.getpid())
+    executor.submit(job(100_000))
+    while not executor.wait(10.0):
+        pass
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, f"process {pid} lives on"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_stuck_worker_is_told_killed_and_replaced(
+    ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = freeze(ray, executor)
+    monkeypatch.setattr(pace, "LEAST_S", 0.5)
+    monkeypatch.setattr(pace, "FACTOR", 0.0)
+    *_, event = finish(executor)
+    assert isinstance(event, Broken)
+    assert (event.cause, event.retry) == ("worker died", True)
+    assert event.message == "the worker was stuck: it finished no epoch in 0 s"
+    monkeypatch.undo()
+    wait_until_gone(pid)
+    assert len(refilled(executor)) == 2
+
+
+def test_a_job_that_takes_too_long_is_ended_and_not_repeated(
+    ray: Any, executor: RayExecutor, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_trial_timeout_s", 0.5)
+    inline = InlineExecutor(dataset, trial_timeout_s=0.5)
+    refilled(executor)
+    for each in (executor, inline):
+        each.submit(job(100_000))
+        *before, event = finish(each)
+        assert all(isinstance(earlier, Progress) for earlier in before)
+        assert isinstance(event, Broken)
+        assert (event.cause, event.retry) == ("timeout", False)
+        assert event.message == "epoch 100000 was not reached within --trial-timeout 0.5"
+        assert each.has_room()
+    inline.submit(job())
+    assert isinstance(finish(inline)[-1], Finished)
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_ended_by_the_timeout_too(
+    ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = freeze(ray, executor)
+    monkeypatch.setattr(executor, "_trial_timeout_s", 0.5)
+    *_, event = finish(executor)
+    assert isinstance(event, Broken) and event.cause == "timeout"
+    wait_until_gone(pid)
+
+
+def test_the_kernels_killing_for_memory_is_told_as_such(
+    ray: Any, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counters = tmp_path / "vmstat"
+    monkeypatch.setattr(ray_workers, "KERNEL_COUNTERS", counters)
+    counters.write_text("nr_free_pages 12\noom_kill 3\n")
+    pid = in_worker(ray, executor._idle[-1], lambda worker: os.getpid())
+    executor.submit(job(100_000))
+    while not executor.wait(10.0):
+        pass
+    counters.write_text("nr_free_pages 12\noom_kill 4\n")
+    os.kill(pid, signal.SIGKILL)
+    *_, event = finish(executor)
+    assert isinstance(event, Broken)
+    assert (event.cause, event.retry) == ("out of memory", True)
+
+
+def test_rays_memory_monitor_is_told_as_such(ray: Any, executor: RayExecutor) -> None:
+    run = ray_workers._Run(job(), None, 0.0, 0.0, ray_workers._oom_kills())
+    by_monitor = ray.exceptions.RayActorError(
+        error_msg="The actor is dead.\n2 worker(s) were killed due to the node running low on memory. Memory"
+    )
+    assert executor._cause(by_monitor, run) == "out of memory"
+    assert executor._cause(ray.exceptions.OutOfMemoryError("2 workers"), run) == "out of memory"
+    assert executor._cause(ray.exceptions.ActorDiedError(), run) == "worker died"
+
+
+class Unable(Worker):
+    def __init__(self, *_: Any) -> None:
+        raise RuntimeError("no worker today")
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_be_replaced_ends_the_command_in_the_end(
+    ray: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RayExecutor, "_nodes", lambda executor: [Node(1, 0)])
+    with contextlib.closing(RayExecutor(study_config(workers=1, gpus_per_trial=0.0), dataset)) as lonely:
+        pid = in_worker(ray, lonely._idle[-1], lambda worker: os.getpid())
+        monkeypatch.setattr(ray_workers, "Worker", Unable)
+        lonely.submit(job(100_000))
+        os.kill(pid, signal.SIGKILL)
+        assert isinstance(finish(lonely)[-1], Broken)
+        assert not lonely.has_room()
+        with pytest.raises(Failure, match=r"^the workers do not start: .*no worker today$"):
+            for _ in range(20):
+                lonely.wait(10.0)
+
+
+def test_workers_that_find_no_room_are_not_waited_for_without_end(
+    ray: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_workers, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(RayExecutor, "_nodes", lambda executor: [Node(64, 0)])  # Ray has 8
+    with pytest.raises(
+        Failure,
+        match=r"^no worker found room within 1 s: each asks for 64 CPUs and 0 GPUs, free are . of 8 CPUs and 2 of 2 "
+        "GPUs; wait for others to end, add nodes, or change --workers or --gpus-per-trial$",
+    ):
+        RayExecutor(study_config(workers=1, gpus_per_trial=0.0), dataset)
 
 
 def test_closing_ends_the_workers_and_leaves_a_cluster_that_was_there(ray: Any, executor: RayExecutor) -> None:

@@ -99,11 +99,14 @@ def test_a_baseline_is_known_and_everything_known_is_in_the_space(space: Space) 
         assert candidate.train.epochs == EPOCHS
 
 
-def test_baseline_of_mnist_small_is_the_published_network() -> None:
-    space = SPACES["mnist_small"]
+@pytest.mark.parametrize(
+    ("name", "preset", "batch_size"), [("mnist_small", "mnist_s", 512), ("mnist_medium", "mnist_m", 256)]
+)
+def test_baseline_on_mnist_is_the_published_network(name: str, preset: str, batch_size: int) -> None:
+    space = SPACES[name]
     candidate = build(space, space.known[0].params, epochs=50)
-    assert candidate.model == PRESETS["mnist_s"]
-    assert candidate.train == TrainSpec(lr=0.01, batch_size=512, epochs=50, weight_decay=0.0, decay_fraction=0.0)
+    assert candidate.model == PRESETS[preset]
+    assert candidate.train == TrainSpec(lr=0.01, batch_size=batch_size, epochs=50, weight_decay=0.0, decay_fraction=0.0)
 
 
 def test_baseline_of_cifar10_small_is_the_published_network() -> None:

@@ -1,0 +1,44 @@
+"""python -m search.import: restore a study that `search.export --all` wrote, to go on with it here."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from .command import command, interpreter, run_command
+
+
+@command("import", "Restore the study in FILE, written by `search.export --all`; `search.run` goes on with it.")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--study", default="", show_default="the exported study's", help="Name of the study to make.")
+@click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
+def import_study(file: Path, study: str, storage: str) -> None:
+    from optuna.logging import WARNING, set_verbosity
+
+    from .config import check_study_name, default_storage
+    from .errors import UsageError
+    from .storage import TrialView, shown
+    from .study_table import restore, study_of
+    from .table_file import read_table
+
+    stored = study_of(read_table(file), str(file))
+    name = study or stored.cell.name
+    try:
+        check_study_name(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    url = storage or default_storage(name)
+    set_verbosity(WARNING)
+    restore(stored, url, name)
+    states = Counter(TrialView(trial, "raw").state for trial in stored.trials)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    click.echo(f"{len(stored.trials)} trials ({counts}) -> study {name} in {shown(url)}")
+    if states["running"]:
+        click.echo("those that were running have lost their checkpoints: they train from their first epoch again")
+    elsewhere = f" --storage {shlex.quote(shown(url))}" if storage else ""
+    click.echo(f"{interpreter()} -m search.run --study {name}{elsewhere} with its other options goes on with it")
+
+
+if __name__ == "__main__":
+    run_command(import_study)
