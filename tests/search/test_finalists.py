@@ -23,6 +23,7 @@ from search.storage import TrialView, trial_views
 from search.train import train
 from search.training import Diverged, TrainingRun
 from tests.search.conftest import Outcome
+from tests.search.test_gates import the_larger_the_better
 from tests.search.tiny import FakeExecutor, Runs, stored_trial
 
 Call = Callable[..., Outcome]
@@ -59,7 +60,7 @@ class Searched:
     def __init__(self, run: Runs, **options: Any) -> None:
         self.config: StudyConfig = run.config(**{**OPTIONS, **options})
         searched = {name: value for name, value in {**OPTIONS, **options}.items() if name != "finalists"}
-        run(FakeExecutor(), **searched)
+        run(FakeExecutor(the_larger_the_better), **searched)  # so that all are on the front
         self.study = run.study(self.config)
 
     @property
@@ -91,7 +92,7 @@ def validation(trial: int) -> list[float]:
 def test_a_session_names_a_winner_and_tests_it(
     command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, opened: list[Finals]
 ) -> None:
-    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor())
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor(the_larger_the_better))
     call = (search_run, *ARGUMENTS, "--tracking-uri", tracking_uri)
     assert "then at most 2 finalists" in command(*call, "--finalists", 2, "--dry-run").out
     assert command(*call).code == 0
