@@ -21,8 +21,8 @@ from tests.faults.forked import ForkedDriver
 from tests.faults.invariants import assert_sound, load_study, repeated_rungs
 
 NUM_WORKERS = 2
-OPTIONS = ("--space", "digits_small", "--executor", "ray", "--workers", str(NUM_WORKERS), "--sampler", "random")
-BUDGET = ("--epochs", "27", "--limit-train", "300")
+OPTIONS = ("--space", "digits_small", "--sampler", "random", "--workers", str(NUM_WORKERS))
+OPTIONS += ("--epochs", "27", "--limit-train", "300")
 TRAINING = r"ray::\w*Worker\.run"
 SHARE_OF_WORKERS = 0.7  # of the kills: a driver takes longer to come back
 SHARE_AFTER_AN_EPOCH = 0.8  # the others may be made while everything is still starting
@@ -82,6 +82,7 @@ class Chaos:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline: only drivers die")
     parser.add_argument("--trials", type=int, default=40, help="of each study")
     parser.add_argument("--seed", type=int, default=None, help="of what is killed when")
     arguments = parser.parse_args()
@@ -91,7 +92,8 @@ def main() -> None:
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()  # makes its tables
         while chaos.remaining:
             number += 1
-            options = (*OPTIONS, *BUDGET, "--trials", str(arguments.trials), "--seed", str(number))
+            options = (*OPTIONS, "--executor", arguments.executor)
+            options += ("--trials", str(arguments.trials), "--seed", str(number))
             driver = ForkedDriver(Path(folder), options, study=f"chaos_{number}")
             for log in ("epochs.txt", "output.txt"):
                 (Path(folder) / log).unlink(missing_ok=True)
