@@ -3,10 +3,10 @@
     python -m benchmarks.driver --json benchmarks/results/driver.json
 
 The real driver on sqlite with MLflow's sqlite and the display's lines, over workers that train nothing; a trial's cost
-is the mean of the last 100 of 500, at the budget of digits_small, of which the first 400 were made in memory, at random,
-and copied. By the clock, and in time of the processor: they differ by what waits for the disk and for a machine that
-others use. Then trials of one epoch a second over Ray actors, in
-a process of its own for each, beside Ray Tune with OptunaSearch: reused actors, no callbacks, no result files.
+is the mean of the last 100 of 500 at the budget of digits_small, the first 400 made in memory, at random, and copied.
+By the clock, and in time of the processor: they differ by what waits for the disk and for a machine that others use.
+Then trials of one epoch a second over Ray actors, in a process of its own for each, beside Ray Tune with OptunaSearch:
+reused actors, no callbacks, no result files.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=100, help="of the trials, the last")
     parser.add_argument("--ray-trials", type=int, default=200, help="over Ray; 0 leaves them out")
     parser.add_argument("--repeats", type=int, default=3, help="of the trials over Ray")
-    parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
+    parser.add_argument("--samplers", nargs="*", default=["random", "tpe"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # one measurement over Ray: prints a number
     arguments = parser.parse_args()
