@@ -3,8 +3,10 @@
     python -m benchmarks.driver --json benchmarks/results/driver.json
 
 The real driver on sqlite with MLflow's sqlite and the display's lines, over workers that train nothing; a trial's cost
-is that of each of the last 100 of 500, at the budget of digits_small. Then trials of one epoch a second over Ray,
-in a process of its own for each, beside Ray Tune with OptunaSearch: reused actors, no callbacks, no result files.
+is the mean of the last 100 of 500 at the budget of digits_small, the first 400 made in memory, at random, and copied.
+By the clock, and in time of the processor: they differ by what waits for the disk and for a machine that others use.
+Then trials of one epoch a second over Ray actors, in a process of its own for each, beside Ray Tune with OptunaSearch:
+reused actors, no callbacks, no result files.
 """
 
 import argparse
@@ -30,17 +32,17 @@ import optuna
 from rich.console import Console
 
 from search.config import StudyConfig, study_config
-from search.data import load_dataset
+from search.data import SOURCES, load_dataset
 from search.display import Display
 from search.jobs import Failed, Job
 from search.ray_workers import RayExecutor, actor_options
-from search.storage import TrialView, create_or_resume
+from search.storage import create_or_resume, open_storage
 from search.study import DIRECTIONS, Observer, StudyDriver
 from search.training import EpochRecord
 from search.workers import Executor
 
 from .machine import circumstances
-from .virtual import VirtualExecutor, pretended
+from .virtual import Clock, VirtualExecutor, ms_a_trial, pretended
 
 OBJECTIVES: Final = {"accuracy": ("accuracy",), "accuracy and gates": ("accuracy", "gates")}
 NUM_WORKERS: Final = 2
@@ -49,9 +51,10 @@ NUM_WORKERS: Final = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--measured", type=int, default=100, help="of the trials, the last")
     parser.add_argument("--ray-trials", type=int, default=200, help="over Ray; 0 leaves them out")
     parser.add_argument("--repeats", type=int, default=3, help="of the trials over Ray")
-    parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
+    parser.add_argument("--samplers", nargs="*", default=["random", "tpe"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # one measurement over Ray: prints a number
     arguments = parser.parse_args()
@@ -63,8 +66,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for sampler in arguments.samplers:
         for name, objectives in OBJECTIVES.items():
-            clock, num_events = overhead(arguments.trials, sampler=sampler, objectives=objectives)
-            last = min(100, len(clock.wall_s) - 1)
+            clock, num_events = overhead(arguments.trials, arguments.measured, sampler=sampler, objectives=objectives)
+            last = len(clock.wall_s) - 1
             row = {"sampler": sampler, "objectives": name, "n": last, "events_a_trial": num_events / len(clock.wall_s)}
             row |= {"wall_ms": ms_a_trial(clock.wall_s, last), "cpu_ms": ms_a_trial(clock.cpu_s, last)}
             results.append(row)
@@ -77,45 +80,34 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report | {"results": results}, indent=2) + "\n")
 
 
-class Clock:
-    """Observer that keeps when each trial was told: by the clock, and in time of the processor."""
-
-    def __init__(self) -> None:
-        self.wall_s: list[float] = []
-        self.cpu_s: list[float] = []
-
-    def trial_changed(self, trial: TrialView) -> None:
-        if trial.state in ("complete", "failed"):
-            self.wall_s.append(time.perf_counter())
-            self.cpu_s.append(time.process_time())
-
-    def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
-
-    def tick(self) -> None: ...
-
-
-def ms_a_trial(told_s: list[float], last: int) -> float:
-    """Mean over the last trials told."""
-    return 1000 * (told_s[-1] - told_s[-last - 1]) / last
-
-
-def overhead(trials: int, **options: Any) -> tuple[Clock, int]:
-    """When each trial of a study was told, and how many events it took."""
-    executor = VirtualExecutor(pretended, lambda job: 1.0, NUM_WORKERS)
+def overhead(trials: int, measured: int, **options: Any) -> tuple[Clock, int]:
+    """When each of the last trials of a study was told, and how many events they took."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        config = study_config(trials=trials - measured, **options | {"sampler": "random"})
+        before = optuna.create_study(
+            study_name=config.study, directions=[DIRECTIONS[name] for name in config.objectives]
+        )
+        before.set_user_attr("identity", config.identity())
+        run(config, before, VirtualExecutor(pretended, lambda job: 1.0, NUM_WORKERS), [])
+        storage = open_storage(config.storage, create=True)
+        optuna.copy_study(from_study_name=config.study, from_storage=before._storage, to_storage=storage)
         config = study_config(trials=trials, **options)
+        executor = VirtualExecutor(pretended, lambda job: 1.0, NUM_WORKERS)
         display = Display(Console(file=StringIO(), width=200), trials, [], config.budget.epochs)
         clock = Clock()
-        run_study(config, executor, [_tracker(config, folder), display, clock])
+        run(config, stored(config), executor, [_tracker(config, folder), display, clock])
     return clock, executor.num_events
 
 
-def run_study(config: StudyConfig, executor: Executor, observers: list[Observer]) -> None:
-    """As `search.run` does, with another executor."""
+def stored(config: StudyConfig) -> optuna.Study:
+    """As `search.run` opens it."""
     directions = [DIRECTIONS[name] for name in config.objectives]
-    study = create_or_resume(config.storage, config.study, directions, config.metric_names, config.identity())
-    info = load_dataset(config.dataset, None, None).info
-    StudyDriver(config, study, info, executor, observers).run()
+    return create_or_resume(config.storage, config.study, directions, config.metric_names, config.identity())
+
+
+def run(config: StudyConfig, study: optuna.Study, executor: Executor, observers: list[Observer]) -> None:
+    """The real driver, to the study's total."""
+    StudyDriver(config, study, SOURCES[config.dataset].info, executor, observers).run()
 
 
 def _tracker(config: StudyConfig, folder: str) -> Tracker:
@@ -153,7 +145,7 @@ def driver_s(trials: int, with_mlflow: bool) -> float:
         executor = NoTrainingExecutor(config, load_dataset(config.dataset, None, None))
         try:
             start = time.perf_counter()
-            run_study(config, executor, observers)
+            run(config, stored(config), executor, observers)
             return time.perf_counter() - start
         finally:
             executor.close()

@@ -15,22 +15,23 @@ Points = NDArray[np.float64]
 
 def survivors(points: Points, reduction: float, excess: NDArray[np.float64] | None = None) -> list[int]:
     """Rows of the best 1/reduction, rounded up, the best first."""
-    return best_first(points, excess)[: math.ceil(len(points) / reduction)]
+    return best_first(points, excess, math.ceil(len(points) / reduction))
 
 
-def best_first(points: Points, excess: NDArray[np.float64] | None = None) -> list[int]:
+def best_first(points: Points, excess: NDArray[np.float64] | None = None, number: int | None = None) -> list[int]:
     """Rows in order: by non-dominated front, within a front by crowding distance, the first objective breaking ties.
 
-    Rows over a limit, by the positive `excess` (T,), come after all others, the least over it first.
+    Rows over a limit, by the positive `excess` (T,), come after all others, the least over it first. `number` are
+    asked for; None is all.
     """
     over = np.zeros(len(points)) if excess is None else np.maximum(excess, 0)
     front = front_numbers(points)
     crowding = np.zeros(len(points))
-    for number in np.unique(front):
-        members = np.flatnonzero(front == number)
+    for each in np.unique(front[np.lexsort((front, over))[:number]]):  # the rest needs no order
+        members = np.flatnonzero(front == each)
         crowding[members] = crowding_distances(points[members])
     order: list[int] = np.lexsort((-points[:, 0], -crowding, front, over)).tolist()  # stable: then by row
-    return order
+    return order[:number]
 
 
 def front_numbers(points: Points) -> NDArray[np.int64]:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.limits import activation_bytes, multiply_adds
+from benchmarks.simulate import simulated
+from benchmarks.stopping import worth
+from benchmarks.surrogate import Surrogate
 from benchmarks.table import RESULTS, step_table
 from benchmarks.train_step import scaled
 from convlogic_core import PRESETS, ConvSpec, DenseSpec, ModelSpec
@@ -37,3 +40,25 @@ def test_work_grows_with_the_width() -> None:
     assert scaled(spec, 64).dense == PRESETS["mnist_m"].dense
     assert multiply_adds(scaled(spec, 64)) == 4 * multiply_adds(spec)
     assert 1.2e6 < multiply_adds(spec) < 1.25e6
+
+
+def test_a_simulated_study_ends_with_its_trials() -> None:
+    row = simulated("random", num_workers=3, trials=12)
+    assert row["trials"] == 12
+    assert row["simulated_hours"] > 0
+    assert row["saturating_workers"] > 3
+
+
+def test_imitated_trials_spend_the_same_compute_with_and_without_early_stopping() -> None:
+    surrogate = Surrogate()
+    stopped, full = (worth(surrogate, "random", patience, 0, num_workers=2, budget_s=30.0) for patience in (0.0, None))
+    assert stopped["trials"] > full["trials"] > 1
+    assert stopped["saved"] > full["saved"]
+    assert 0 < min(stopped["hypervolume"], full["hypervolume"])
+
+
+def test_an_imitated_trial_measures_the_same_again() -> None:
+    surrogate, again = Surrogate(), Surrogate()
+    first = surrogate.candidates[0]
+    assert surrogate.forecast(first, 5) == again.forecast(first, 5)
+    assert surrogate.forecast(first, 5) != again.forecast(first, 6)
