@@ -209,7 +209,8 @@ WAYS: Final[dict[str, Callable[[int], float]]] = {
 def _alone(way: str, trials: int) -> float:
     """Seconds that one of the ways takes, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.driver", "--way", way, "--ray-trials", str(trials)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # for actors: the studies lie elsewhere
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.split()[-1])
 
 
