@@ -150,7 +150,7 @@ def driver_s(trials: int, with_mlflow: bool) -> float:
 
 
 def ray_tune_s(trials: int) -> float:
-    """Seconds of Ray Tune with OptunaSearch, on the same parameters without their conditions."""
+    """Seconds of Ray Tune with OptunaSearch, on the same space."""
     os.environ |= {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "100000",
@@ -172,16 +172,13 @@ def ray_tune_s(trials: int) -> float:
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
-    def space(trial: optuna.Trial) -> None:
-        study_config().search_space.sample(trial)
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             Nothing,
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(space, metric="accuracy", mode="max", sampler=_tpe()),
+                search_alg=OptunaSearch(_sample, metric="accuracy", mode="max", sampler=_tpe()),
                 num_samples=trials,
                 max_concurrent_trials=NUM_WORKERS,
                 reuse_actors=True,
@@ -193,6 +190,10 @@ def ray_tune_s(trials: int) -> float:
         duration_s = time.perf_counter() - start
     ray.shutdown()
     return duration_s
+
+
+def _sample(trial: optuna.Trial) -> None:
+    study_config().search_space.sample(trial)
 
 
 def _tpe() -> optuna.samplers.BaseSampler:
