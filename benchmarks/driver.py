@@ -152,7 +152,7 @@ def driver_s(trials: int, with_mlflow: bool) -> float:
 
 
 def ray_tune_s(trials: int) -> float:
-    """Seconds of Ray Tune with OptunaSearch, on the same parameters without their conditions."""
+    """Seconds of Ray Tune with OptunaSearch, on the same space."""
     os.environ |= {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "100000",
@@ -174,16 +174,13 @@ def ray_tune_s(trials: int) -> float:
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
-    def space(trial: optuna.Trial) -> None:
-        study_config().search_space.sample(trial)
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             Nothing,
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(space, metric="accuracy", mode="max", sampler=_tpe()),
+                search_alg=OptunaSearch(_sample, metric="accuracy", mode="max", sampler=_tpe()),
                 num_samples=trials,
                 max_concurrent_trials=NUM_WORKERS,
                 reuse_actors=True,
@@ -195,6 +192,10 @@ def ray_tune_s(trials: int) -> float:
         duration_s = time.perf_counter() - start
     ray.shutdown()
     return duration_s
+
+
+def _sample(trial: optuna.Trial) -> None:
+    study_config().search_space.sample(trial)
 
 
 def _tpe() -> optuna.samplers.BaseSampler:
@@ -211,7 +212,8 @@ WAYS: Final[dict[str, Callable[[int], float]]] = {
 def _alone(way: str, trials: int) -> float:
     """Seconds that one of the ways takes, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.driver", "--way", way, "--ray-trials", str(trials)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # for actors: the studies lie elsewhere
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.split()[-1])
 
 
