@@ -71,11 +71,20 @@ def compile_c(source: Path, folder: Path, flags: Sequence[str] = C_FLAGS) -> tup
     Raises:
         Failure: there is no C compiler, or it refuses the file.
     """
-    compiler = _tool("a C compiler", os.environ.get("CC") or "cc", "gcc", "clang")
+    compiler = c_compiler()
     library = folder / f"{safe_name(source.stem)}.so"
     start = time.perf_counter()
     _run(compiler, *flags, "-shared", "-fPIC", "-x", "c", str(source.resolve()), "-o", str(library))
     return library, time.perf_counter() - start
+
+
+def c_compiler() -> str:
+    """The C compiler there is: the one that CC names, or the system's.
+
+    Raises:
+        Failure: there is none.
+    """
+    return _tool("a C compiler", os.environ.get("CC") or "cc", "gcc", "clang")
 
 
 def run_c(source: Path, name: str, circuit: Circuit, pixels: Pixels, folder: Path) -> Results:

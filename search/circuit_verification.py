@@ -1,6 +1,5 @@
 """Exported circuits against the discrete PyTorch model, image by image and bit by bit."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from convlogic_core.circuit import Circuit
 from convlogic_core.encoding import thermometer_encode
 
 from .candidate_file import CandidateFile
-from .circuit_check import Pixels, Results, run_c, run_verilog
+from .circuit_check import Pixels, Results, c_compiler, run_c, run_verilog
 from .data import load_dataset
 from .errors import Failure
 
@@ -41,7 +40,7 @@ def verify_exports(
     with tempfile.TemporaryDirectory() as folder:
         for label, path, run in (
             ("Verilog (iverilog)", verilog, run_verilog),
-            (f"C ({Path(os.environ.get('CC') or 'cc').name})", c_file, run_c),
+            (f"C ({Path(c_compiler()).name})", c_file, run_c),
         ):
             if path is not None:
                 results = run(path, path.stem, circuit, images.reshape(num_images, -1), Path(folder))

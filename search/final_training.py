@@ -193,7 +193,7 @@ def _to_json(records: list[EpochRecord]) -> bytes:
 def _load_trained(seed: int, folder: Path) -> FinalResult:
     """A trained seed without test figures, whether they are known or not."""
     records = tuple(EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text()))
-    metrics = {**records[-1].metrics(), **Circuit.load(folder / SAVED).counts.metrics()}
+    metrics = {**records[-1].metrics(), **_counts(folder / SAVED)}
     return FinalResult(seed, metrics, records, folder)
 
 
@@ -210,6 +210,13 @@ def _test_accuracies(file: CandidateFile, folder: Path, data_dir: str | None) ->
     model = build_model(file.candidate.model, seed=0)
     model.load_state_dict(tensors)
     return soft_and_discrete_accuracy(model.to(device), test)
+
+
+def _counts(path: Path) -> dict[str, float]:
+    try:
+        return Circuit.load(path).counts.metrics()
+    except ValueError as error:
+        raise Failure(f"{one_line(error)}: delete it and run the same command again") from error
 
 
 def _print_result(console: Console, result: FinalResult) -> None:

@@ -63,7 +63,8 @@ class Ladder:
         """Whom what is known now lets go on or stop; they no longer wait."""
         verdict = Verdict([], [])
         for rung in sorted(self._changed):
-            peers, places = self._reached[rung], sorted(t for t, at in self._waiting.items() if at == rung)
+            peers = dict(sorted(self._reached[rung].items()))  # of equals the earlier trial is the better one
+            places = sorted(t for t, at in self._waiting.items() if at == rung)
             if not places:
                 continue
             numbers = np.array(list(peers))

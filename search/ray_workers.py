@@ -207,7 +207,8 @@ class RayExecutor:
     def _overdue(self) -> list[Event]:
         events: list[Event] = []
         now = time.monotonic()
-        for stream, run in [*self._running.items()]:
+        ready = self._ready(0) if self._running else []  # what waits to be heard is not late: it was the driver
+        for stream, run in [(stream, run) for stream, run in self._running.items() if stream not in ready]:
             limit_s = self._pace.limit_s(run.job)
             if self._trial_timeout_s is not None and now - run.started > self._trial_timeout_s:
                 events.append(timed_out(run.job, self._trial_timeout_s))
@@ -227,9 +228,15 @@ class RayExecutor:
     def _divide_gpus(self) -> None:
         """After the first trial: as many workers a GPU as its memory lets, or as were asked for."""
         (probe,) = self._idle
-        fraction = gpu_fraction(*self._ray.get(probe.gpu_memory.remote()))
+        self._idle = []
+        try:
+            fraction = gpu_fraction(*self._ray.get(probe.gpu_memory.remote()))
+        except self._ray.exceptions.RayError:  # died after its checkpoint: the next one is asked
+            self._ray.kill(probe)
+            self._start_worker()
+            return
         self._ray.kill(probe)
-        self._idle, self._probing = [], False
+        self._probing = False
         most = place(self._nodes(), 0, fraction).num_workers
         self.placement = place(self._nodes(), min(self._workers_asked or most, most), fraction)
         for _ in range(self.placement.num_workers):

@@ -3,7 +3,12 @@
 from collections.abc import Callable
 from typing import Final
 
+from optuna import Study
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from spaces.space import Range, Space
 
 from .storage import experimental
 from .training import derived_seed
@@ -11,30 +16,49 @@ from .training import derived_seed
 POPULATION: Final = 16  # of a generation: Optuna's 50 are more trials than most studies here have
 
 
-def _qmc(study_seed: int, trial: int) -> BaseSampler:
-    """One sequence, of which each trial takes the next point: its seed must not change."""
-    return QMCSampler(
-        scramble=True,
-        seed=derived_seed(study_seed, 1),
-        warn_asynchronous_seeding=False,
-        warn_independent_sampling=False,
-    )
+class _WholeSpaceQMC(QMCSampler):
+    """One sequence over all numbers of a space, those included that a trial has no use for: Optuna's own takes the
+    parameters of an earlier trial, and begins again at the first point whenever these change.
+    """
+
+    def __init__(self, space: Space, study_seed: int, trial: int) -> None:
+        super().__init__(
+            scramble=True,
+            seed=derived_seed(study_seed, 1),  # the same for all trials: each takes the next point
+            independent_sampler=RandomSampler(seed=derived_seed(study_seed, trial, 1)),
+            warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+        )
+        self._space = {
+            parameter.name: _distribution(parameter.domain)
+            for parameter in space.parameters
+            if isinstance(parameter.domain, Range)
+        }
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
 
 
-SAMPLERS: Final[dict[str, Callable[[int, int], BaseSampler]]] = {
-    "tpe": lambda study_seed, trial: TPESampler(
+def _distribution(domain: Range) -> BaseDistribution:
+    if isinstance(domain.low, int) and isinstance(domain.high, int):
+        return IntDistribution(domain.low, domain.high, log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+SAMPLERS: Final[dict[str, Callable[[Space, int, int], BaseSampler]]] = {
+    "tpe": lambda space, study_seed, trial: TPESampler(
         seed=derived_seed(study_seed, trial, 1), multivariate=True, group=True, constant_liar=True
     ),
-    "nsga2": lambda study_seed, trial: NSGAIISampler(
+    "nsga2": lambda space, study_seed, trial: NSGAIISampler(
         seed=derived_seed(study_seed, trial, 1), population_size=POPULATION
     ),
-    "gp": lambda study_seed, trial: GPSampler(seed=derived_seed(study_seed, trial, 1)),
-    "random": lambda study_seed, trial: RandomSampler(seed=derived_seed(study_seed, trial, 1)),
-    "qmc": _qmc,
+    "gp": lambda space, study_seed, trial: GPSampler(seed=derived_seed(study_seed, trial, 1)),
+    "random": lambda space, study_seed, trial: RandomSampler(seed=derived_seed(study_seed, trial, 1)),
+    "qmc": _WholeSpaceQMC,
 }
 
 
-def sampler_for(name: str, study_seed: int, trial: int) -> BaseSampler:
+def sampler_for(name: str, space: Space, study_seed: int, trial: int) -> BaseSampler:
     """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
     with experimental():
-        return SAMPLERS[name](study_seed, trial)
+        return SAMPLERS[name](space, study_seed, trial)

@@ -35,7 +35,8 @@ def describe_study(config: StudyConfig) -> None:
     console.print(
         f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images"
     )
-    console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}; 1 in {budget.reduction} goes on at each")
+    halving = "" if config.early_stopping == "none" else f"; 1 in {budget.reduction} goes on at each"
+    console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}{halving}")
     limit = "" if config.max_gates is None else f"; at most {config.max_gates:,} {config.gates} gates"
     console.print(f"objectives {', '.join(config.metric_names)}{limit}; sampler {config.sampler}")
     if config.warm_start:

@@ -2,8 +2,8 @@
 
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`, `uid`, `warm_start`. A limit on core or total gates is Optuna's own constraint, set when a trial
-is told.
+attributes: `identity`, `uid`, `warm_start`. Limits on accuracy and on core or total gates are Optuna's own
+constraints, set when a trial is told.
 """
 
 import sqlite3
@@ -109,7 +109,7 @@ class TrialView:
 
     @property
     def is_infeasible(self) -> bool:
-        """Whether it was told with more gates than the study's limit."""
+        """Whether it was told beyond one of the study's limits."""
         return any(excess > 0 for excess in self.frozen.constraints.values())
 
     @property

@@ -7,6 +7,7 @@ import copy
 import json
 import time
 from collections import deque
+from itertools import takewhile
 from typing import Final, Literal, Protocol
 
 import optuna
@@ -81,11 +82,12 @@ class StudyDriver:
         self._in_flight: dict[int, list[EpochRecord]] = {}
         self._finished: list[int] = []  # at the last rung, to be told
         self._problem: str | None = None  # why no further trial is asked
-        self._errors_in_a_row = self._rejected_in_a_row = 0
+        self._errors_in_a_row = 0
         self._stopping = False
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         self._views: dict[int, TrialView] = {}  # of trials that are not told yet
         views = trial_views(study, config.gates)
+        self._rejected_in_a_row = len([*takewhile(lambda view: view.state == "rejected", reversed(views))])
         self._num_counted = sum(view.counts for view in views)
         self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
         used = {view.known for view in views}
@@ -154,9 +156,8 @@ class StudyDriver:
 
     def _ask(self) -> None:
         """A new trial that may be trained; those that may not are stored as rejected and not counted."""
-        while self._rejected_in_a_row < MAX_REJECTED_IN_A_ROW:
-            sampler = self.config.sampler if self._rejected_in_a_row < SAMPLER_MAY_INSIST else "random"
-            self.study.sampler = sampler_for(sampler, self.config.seed, len(self._ids))
+        for _ in range(MAX_REJECTED_IN_A_ROW):
+            self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, len(self._ids))
             if self._known:
                 known = self._known.popleft()
                 self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
@@ -171,7 +172,11 @@ class StudyDriver:
                 self._rejected_in_a_row = 0
                 return
             self._rejected_in_a_row += 1
-        self._problem = f"{self._rejected_in_a_row} candidates in a row were rejected, the last because {problem}"
+        self._problem = f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}"
+
+    @property
+    def _sampler(self) -> str:
+        return self.config.sampler if self._rejected_in_a_row < SAMPLER_MAY_INSIST else "random"
 
     def _start(self, trial: Trial) -> str | None:
         """Make a trial ready, or reject it and say why."""
@@ -180,13 +185,15 @@ class StudyDriver:
             trial.set_user_attr("rejected", problem)
             self.study.tell(trial, state=TrialState.FAIL)
             self._num_counted -= 1
+            self._tell_observers(trial.number)
+            del self._views[trial.number]
         else:
             self._resolved[_resolved(candidate)] = trial.number
             trial.set_user_attr("seed", derived_seed(self.config.seed, trial.number))
             trial.set_user_attr("gates_raw", raw_gates(candidate.model))
             trial.set_user_attr("candidate", candidate.to_json())
             self._ready.append(trial.number)
-        self._tell_observers(trial.number)
+            self._tell_observers(trial.number)
         return problem
 
     def _candidate(self, trial: Trial) -> tuple[Candidate | None, str | None]:
@@ -208,8 +215,10 @@ class StudyDriver:
         """Go on with a trial that an earlier driver left running: same number, same parameters."""
         view = TrialView(frozen, self.config.gates)
         if view.candidate is None:  # killed between ask and here: Optuna has the parameters drawn so far
-            self.study.sampler = sampler_for(self.config.sampler, self.config.seed, view.number)
+            self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, view.number)
             self._start(Trial(self.study, frozen._trial_id))
+        elif "cause" in view.attrs:
+            self._tell(view.number, None)
         elif view.epoch not in self.rungs or view.attrs.get("goes_on_after") == view.epoch:
             self._ready.append(view.number)
             self._tell_observers(view.number)

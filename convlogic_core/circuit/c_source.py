@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RUNTIME: Final = Path(__file__).with_name("runtime.c")
 MAX_CLASSES: Final = 2**16
+PACKED_BYTES: Final = 4096  # at a time, as runtime.c says
 
 DESCRIPTION: Final = """\
 /* {name}: a logic network of {num_gates} gates, {num_inputs} input bits and {num_classes} classes.
@@ -94,10 +95,12 @@ def _packing(circuit: "Circuit", next_place: int) -> tuple[str, dict[int, int]]:
         if len(read):
             first, num = int(read[0]), int(read[-1] - read[0]) + 1
             channel = plane // thresholds.shape[1]
-            calls.append(
-                f"    pack(images, {channel * planes.shape[1] + first}, {num}, {threshold}, "
-                f"bits + (size_t){next_place} * LANES);"
-            )
+            start = channel * planes.shape[1] + first
+            calls += [
+                f"    pack(images, {start + done}, {min(PACKED_BYTES, num - done)}, {threshold}, "
+                f"bits + (size_t){next_place + done} * LANES);"
+                for done in range(0, num, PACKED_BYTES)
+            ]
             node = 1 + plane * planes.shape[1] + first
             inputs.update((node + i, next_place + i) for i in range(num))
             next_place += num

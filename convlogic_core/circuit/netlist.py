@@ -4,6 +4,7 @@ Shape letters: N images, F input bits of an image, G gates, O outputs (those tha
 Nodes are numbered: 0 is constant false, 1 to F are the input bits, F + 1 + g is gate g.
 """
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -58,6 +59,11 @@ class Circuit:
     thresholds: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
+        if not self.input_shape or min(self.input_shape) < 1:
+            raise ValueError(f"input_shape={self.input_shape} must be positive numbers, (C, H, W) or (F,)")
+        for name, array in self.gates._asdict().items():
+            if array.ndim != 1:
+                raise ValueError(f"{name} must have one dimension, got {array.shape}")
         num_gates, first = len(self.gate), self.num_inputs + 1
         own = np.arange(first, first + num_gates)
         for name, array, size, dtype in (
@@ -85,14 +91,20 @@ class Circuit:
             raise ValueError(f"outputs name nodes outside 0 to {first + num_gates - 1}")
         if len(self.inverted) and self.inverted.view(np.uint8).max() > 1:
             raise ValueError("inverted holds bytes that are neither 0 nor 1")
+        if not len(self.outputs):
+            raise ValueError("a circuit needs outputs for its class sums to count")
         if self.num_classes < 1 or len(self.outputs) % self.num_classes:
             raise ValueError(f"{len(self.outputs)} outputs cannot be divided among {self.num_classes} classes")
         if not (np.isfinite(self.tau) and self.tau > 0):
             raise ValueError(f"tau={self.tau} must be a positive number")
         if sum(layer.num_gates for layer in self.layers) != num_gates:
             raise ValueError(f"the layers hold {sum(layer.num_gates for layer in self.layers)} gates of {num_gates}")
-        if any(len(layer.raw_histogram) != NUM_GATES for layer in self.layers):
-            raise ValueError(f"a layer's histogram must have {NUM_GATES} counts")
+        for layer in self.layers:
+            if not re.fullmatch(r"(conv|pool|dense)_[1-9]\d{0,8}", layer.name):
+                raise ValueError(f"layer {layer.name!r} must be called conv_N, pool_N or dense_N")
+            numbers = (layer.num_gates, *layer.raw_histogram)
+            if len(numbers) != 1 + NUM_GATES or not 0 <= min(numbers) <= max(numbers) < 2**53:
+                raise ValueError(f"layer {layer.name} must have a number of gates and {NUM_GATES} counts of raw ones")
         if self.thresholds is not None and (
             self.thresholds.ndim != 2
             or self.thresholds.dtype != np.uint8

@@ -33,6 +33,7 @@ typedef uint64_t word __attribute__((vector_size(WORD_BITS / 8), may_alias));
 #endif
 
 #define LANES (WORD_BITS / 64)
+#define PACKED_BYTES 4096 /* of an image that are packed together at most: they lie on the stack */
 /* Each part runs on all words of a block before the next one is fetched; states beyond the cache cost more than that
  * saves. */
 #define CACHE_BYTES (128 * 1024)
@@ -79,7 +80,7 @@ static inline void pack(const uint8_t* const* images, size_t first, size_t num_b
     const uint16_t probe = 1;
     const size_t flipped = *(const uint8_t*)&probe ? 0 : 7; /* where the first byte is the highest */
     const size_t step = num_bytes < sizeof(word) ? num_bytes : sizeof(word);
-    uint8_t gathered[8][IMAGE_BYTES + sizeof(word)]; /* the last word may be read in part */
+    uint8_t gathered[8][PACKED_BYTES + sizeof(word)]; /* the last word may be read in part */
     for (size_t row = 0; row < 8; ++row) compare(images + 8 * row, first, num_bytes, threshold, gathered[row]);
     for (size_t done = 0; done < num_bytes; done += step) {
         const size_t from = done < num_bytes - step ? done : num_bytes - step;
@@ -148,7 +149,7 @@ static void find_highest(const word* sums, word* classes) {
     }
 }
 
-static void write_sums(const word* state, size_t num_images, int32_t* sums) {
+static void sums_from_bits(const word* state, size_t num_images, int32_t* sums) {
     for (size_t start = 0; start < num_images; start += 64) {
         const size_t here = num_images - start < 64 ? num_images - start : 64;
         for (size_t number = 0; number < NUM_CLASSES; ++number) {
@@ -159,7 +160,7 @@ static void write_sums(const word* state, size_t num_images, int32_t* sums) {
     }
 }
 
-static void write_classes(const word* state, size_t num_images, uint16_t* classes) {
+static void classes_from_bits(const word* state, size_t num_images, uint16_t* classes) {
     word highest[CLASS_BITS];
     find_highest(state, highest);
     for (size_t start = 0; start < num_images; start += 64) {
@@ -182,9 +183,9 @@ static int run_all(const uint8_t* pixels, size_t num_images, int32_t* sums, uint
             const size_t here = block - first < WORD_BITS ? block - first : WORD_BITS;
             const word* state = states + first / WORD_BITS * STATE_WORDS;
             if (classes)
-                write_classes(state, here, classes + start + first);
+                classes_from_bits(state, here, classes + start + first);
             else
-                write_sums(state, here, sums + (start + first) * NUM_CLASSES);
+                sums_from_bits(state, here, sums + (start + first) * NUM_CLASSES);
         }
     }
     free(memory);

@@ -60,6 +60,6 @@ def read_circuit(path: Path) -> dict[str, Any]:
         fields["thresholds"] = arrays.get("thresholds")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or no circuit file: {error}") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     return fields

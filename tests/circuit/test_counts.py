@@ -80,5 +80,7 @@ def test_constant_outputs_are_not_added_up() -> None:
     """The total counts the outputs that can change: here node 1 twice, once complemented, and the constants not."""
     outputs, inverted = np.array([0, 1, 0, 1], np.int32), np.array([False, True, True, False])
     empty = np.empty(0, np.int32)
-    circuit = Circuit((2,), empty, empty, np.empty(0, np.uint8), outputs, inverted, 2, 1.0, (Layer("x", 0, (0,) * 16),))
+    circuit = Circuit(
+        (2,), empty, empty, np.empty(0, np.uint8), outputs, inverted, 2, 1.0, (Layer("dense_1", 0, (0,) * 16),)
+    )
     assert (circuit.counts.num_outputs, circuit.counts.total) == (2, 14)

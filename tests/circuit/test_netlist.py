@@ -1,7 +1,9 @@
 """Circuits against the networks they stand for: the same sums before and after simplification, exact counts."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from convlogic_core import PRESETS, ConvLogicLayer, ConvSpec, DenseSpec, GroupSu
 from convlogic_core import raw_gates as raw_gates_of
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.evaluate import reference_sums
+from convlogic_core.circuit.unroll import Layer
 from convlogic_core.packed import packed_sums
 from tests.core.conftest import WITH_EXTENSION
 from tests.core.test_model import specs
@@ -176,6 +179,28 @@ def test_saved_and_loaded(tmp_path: Path, thresholds: Tensor | None) -> None:
     assert torch.equal(loaded.sums(x), circuit.sums(x))
 
 
+def test_a_circuit_has_outputs() -> None:
+    empty = np.empty(0, np.int32)
+    with pytest.raises(ValueError, match="a circuit needs outputs"):
+        Circuit((3,), empty, empty, np.empty(0, np.uint8), empty, np.empty(0, np.bool_), 1, 1.0, ())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((Layer("dense_1", -1, (0,) * 16), Layer("dense_2", 1, (0,) * 16)), "must have a number of gates"),
+        ((Layer("dense_1", 0, (0,) * 15),), "16 counts"),
+        ((Layer("dense_1", 0, (10**30,) + (0,) * 15),), "16 counts"),
+        ((Layer("all", 0, (0,) * 16),), "layer 'all' must be called"),
+        ((Layer("dense_1", 1, (0,) * 16),), "the layers hold 1 gates of 0"),
+    ],
+)
+def test_layers_that_cannot_be(layers: tuple[Layer, ...], message: str) -> None:
+    empty = np.empty(0, np.int32)
+    with pytest.raises(ValueError, match=message):
+        Circuit((3,), empty, empty, np.empty(0, np.uint8), np.ones(1, np.int32), np.zeros(1, np.bool_), 1, 1.0, layers)
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     file = tmp_path / "x.circuit"
     Circuit.from_model(network(SMALL), SMALL.input_shape).save(file)
@@ -211,12 +236,16 @@ def changed(array: np.ndarray, value: int) -> np.ndarray:
         ("gate", 16, "gate number 16 is none of the 16"),
         ("outputs", 10_000, "outputs name nodes outside 0 to"),
         ("inverted", 2, "neither 0 nor 1"),
+        ("input_shape", (-2, 8, -8), "input_shape=(-2, 8, -8) must be positive numbers"),
+        ("gate", np.array(3, np.uint8), "gate must have one dimension"),
     ],
 )
-def test_arrays_that_native_code_must_not_see(tmp_path: Path, name: str, value: int, message: str) -> None:
+def test_arrays_that_native_code_must_not_see(tmp_path: Path, name: str, value: Any, message: str) -> None:
     circuit = Circuit.from_model(network(SMALL), SMALL.input_shape)
-    with pytest.raises(ValueError, match=message):
-        replace(circuit, **{name: changed(getattr(circuit, name), value)})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(circuit, **{name: changed(getattr(circuit, name), value) if isinstance(value, int) else value})
+    if not isinstance(value, int):
+        return
     circuit.save(tmp_path / "x.circuit")
     tensors = safetensors.numpy.load_file(tmp_path / "x.circuit")
     with safetensors.safe_open(tmp_path / "x.circuit", "numpy") as file:

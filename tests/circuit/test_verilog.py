@@ -21,7 +21,6 @@ CIRCUITS = {
     "three classes of bytes": random_circuit(3, (6, 2, 2), 90, 9, 3, LEVELS),
     "ten classes of bytes": random_circuit(4, (6, 3, 2), 150, 6, 10, LEVELS),
     "no gates": random_circuit(8, (2, 1, 1), 0, 8, 3, [[7], [128]]),
-    "no outputs": random_circuit(6, (3,), 4, 0, 2),
     "one output a class": random_circuit(7, (1,), 3, 1, 5),
 }
 

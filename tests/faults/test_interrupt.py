@@ -73,7 +73,7 @@ def test_the_first_lets_rungs_end_and_starts_nothing(driver: Driver, num_workers
     running = [view for view in views if view.state == "running"]
     assert running  # the baseline at least, which is never stopped early
     assert all(view.epoch == RUNGS[0] for view in views if view.counts)
-    assert driver.checkpoints() == {f"trial_{view.number:05d}_epoch_{RUNGS[0]}.safetensors" for view in running}
+    assert driver.checkpoints() == {f"trial_{view.number:05d}_epoch_{RUNGS[0]}.checkpoint" for view in running}
     check_complete(driver)
 
 

@@ -25,6 +25,7 @@ def test_verdicts_follow_from_who_has_been_there(
         ladder.wait(trial, 1)
         waiting.add(trial)
         reached.append(trial)
+        reached.sort()  # the order of arrival decides nothing, not even between equals
         ranked = [reached[row] for row in best_first(np.array([points[each] for each in reached]))]
         best = set(ranked[: math.ceil(len(ranked) / reduction)])
         verdict = ladder.judge()
