@@ -1,4 +1,4 @@
-"""The README's table of training steps, from the committed figures: `python -m benchmarks.table`."""
+"""The README's tables, from the committed figures: `python -m benchmarks.table`."""
 
 import json
 from pathlib import Path
@@ -35,10 +35,23 @@ def step_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def circuit_table() -> str:
+    """Markdown: a line for each circuit and way of results/circuit.json."""
+    report = json.loads((RESULTS / "circuit.json").read_text())
+    lines = ["| circuit, core gates | way | images/s on one core | compiled in |", "|---|---|---|---|"]
+    for row in report["results"]:
+        compiled = f"{row['compile_s']:.0f} s" if "compile_s" in row else "nothing"
+        millions = (
+            f"{row['images_per_second'] / 1e6:.2f} M (best of {row['n']}: {row['best_images_per_second'] / 1e6:.2f} M)"
+        )
+        lines.append(f"| {row['circuit']}, {row['core']:,} | {row['way']} | {millions} | {compiled} |")
+    return "\n".join(lines) + "\n"
+
+
 def _speed(row: dict[str, Any]) -> str:
     ratio = f" ({row['times_torchlogix']:.0f}x)" if "times_torchlogix" in row else ""
     return f"{row['images_per_second']:,.0f} images/s{ratio}"
 
 
 if __name__ == "__main__":
-    print(step_table(), end="")
+    print(step_table(), circuit_table(), sep="\n", end="")

@@ -36,16 +36,17 @@ def verify_exports(
     random = np.random.default_rng(0).integers(0, 256, (num_images - len(real), *real.shape[1:]), np.uint8)
     images = np.concatenate([real, random])
     expected = _of_model(model, images, thresholds, circuit.tau)
+    files = []
+    if verilog is not None:
+        files.append(("Verilog (iverilog)", verilog, run_verilog))
+    if c_file is not None:
+        files.append((f"C ({Path(c_compiler()).name})", c_file, run_c))
     agreeing = []
     with tempfile.TemporaryDirectory() as folder:
-        for label, path, run in (
-            ("Verilog (iverilog)", verilog, run_verilog),
-            (f"C ({Path(c_compiler()).name})", c_file, run_c),
-        ):
-            if path is not None:
-                results = run(path, path.stem, circuit, images.reshape(num_images, -1), Path(folder))
-                _compare(f"{label} of {path}", results, expected, len(real))
-                agreeing.append(label)
+        for label, path, run in files:
+            results = run(path, path.stem, circuit, images.reshape(num_images, -1), Path(folder))
+            _compare(f"{label} of {path}", results, expected, len(real))
+            agreeing.append(label)
     return f"verified: {num_images} images, {' = '.join([*agreeing, 'PyTorch'])}"
 
 

@@ -1,5 +1,6 @@
 """The work of a worker: train one trial to its next rung. Shared by every executor; needs PyTorch alone."""
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from spaces.candidate import Candidate, DataSpec
 
 from .data import Dataset
 from .errors import Failure, one_line
+from .packages import code_digest
 from .training import Diverged, EncodedDataset, EpochRecord, TrainingRun, check_memory, encode_dataset
 
 
@@ -106,8 +108,9 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction(gpus)
         self._runner = JobRunner(dataset, torch.device("cuda" if gpus else "cpu"))
 
-    def ready(self) -> None:
-        """Returns once the worker is up."""
+    def ready(self) -> tuple[str, str]:
+        """Once the worker is up: its machine's name, and what tells its code from other code."""
+        return platform.node(), code_digest()
 
     def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
         yield from self._runner.run(job)

@@ -2,13 +2,11 @@
 
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import time
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +15,13 @@ from .data import Dataset
 from .errors import Failure, UsageError
 from .jobs import Job, Worker
 from .pace import Pace
+from .packages import code_digest, copy_packages
 from .placement import Node, Placement, gpu_fraction, place
 from .workers import Broken, Event, Finished, Progress, event_of, timed_out
 
 CONNECT_TIMEOUT_S: Final = 10.0
 START_TIMEOUT_S: Final = 120.0
 MAX_FAILED_STARTS: Final = 3
-PACKAGES: Final = ("convlogic_core", "spaces", "search")
-EXTENSIONS: Final = ("convlogic_core._native", "convlogic_core._cuda")
 KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
@@ -55,6 +52,7 @@ class RayExecutor:
         self._workers_asked, self._trial_timeout_s = config.workers, config.trial_timeout_s
         self._probing = config.gpus_per_trial == "auto"
         self._pace = Pace()
+        self._code = code_digest()
         self._starting: dict[Any, tuple[Any, float]] = {}
         self._idle: list[Any] = []
         self._running: dict[Any, _Run] = {}
@@ -140,7 +138,7 @@ class RayExecutor:
     def _finish_start(self, ref: Any) -> None:
         actor, _ = self._starting.pop(ref)
         try:
-            self._ray.get(ref)
+            node, code = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(actor)
             self._failed_starts += 1
@@ -148,6 +146,12 @@ class RayExecutor:
                 raise Failure(f"the workers do not start: {_last_line(error)}") from error
             self._start_worker()
             return
+        if code != self._code:
+            self._ray.kill(actor)
+            raise Failure(
+                f"on {node} workers import other code than this: an editable installation there comes before what is "
+                "sent; bring it to the same commit, or pip uninstall it there"
+            )
         self._failed_starts, self._any_started = 0, True
         self._idle.append(actor)
 
@@ -290,27 +294,6 @@ def _join(ray: Any, address: str) -> None:
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise Failure(f"no Ray cluster can be joined at {address}: {_joined(error)}; {way_out}") from error
-
-
-def copy_packages(folder: Path) -> list[str]:
-    """The three packages in `folder`, compiled extensions included wherever an installation keeps them.
-
-    Not handed over as they are: Ray leaves out what git ignores, and extensions are built, not committed. On another
-    platform or Python they are not found by their name, and the reference takes over.
-    """
-    for name in PACKAGES:
-        spec = find_spec(name)
-        assert spec is not None and spec.submodule_search_locations
-        for source in spec.submodule_search_locations:  # an editable installation has two
-            for path in Path(source).rglob("*.py"):
-                copy = folder / name / path.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-    for name in EXTENSIONS:
-        spec = find_spec(name)
-        if spec is not None and spec.origin is not None:
-            shutil.copyfile(spec.origin, folder / name.partition(".")[0] / Path(spec.origin).name)
-    return [str(folder / name) for name in PACKAGES]
 
 
 def _oom_kills() -> int:

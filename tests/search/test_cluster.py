@@ -13,8 +13,10 @@ import pytest
 
 from search.config import study_config
 from search.data import Dataset
+from search.errors import Failure
 from search.jobs import Job
-from search.ray_workers import RayExecutor, copy_packages
+from search.packages import copy_packages
+from search.ray_workers import RayExecutor
 from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
 from tests.search.tiny import tiny_candidate
 
@@ -26,13 +28,22 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("elsewhere")
 
 
+# `pip install --editable` puts a finder before everything else: nodes that have no installation of ours do without
+WITHOUT_EDITABLE = """
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if type(each).__module__ != "_editable_skbc_convlogic_search"]
+"""
+
+
 @pytest.fixture(scope="module")
-def cluster(elsewhere: Path) -> Iterator[Any]:
-    """Two nodes whose processes start in an empty folder."""
+def cluster(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes whose processes start in an empty folder and find none of our packages."""
+    customized = tmp_path_factory.mktemp("customized")
+    (customized / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        patch.delenv("PYTHONPATH", raising=False)
+        patch.setenv("PYTHONPATH", str(customized))
         patch.chdir(elsewhere)
         from ray.cluster_utils import Cluster
 
@@ -145,6 +156,15 @@ def test_a_lost_nodes_trials_go_on_on_the_other(executor: RayExecutor, cluster: 
     deadline = time.monotonic() + 60
     while len(executor._idle) < 4:
         assert executor.wait(1.0) == [] and time.monotonic() < deadline
+
+
+def test_workers_that_import_other_code_are_refused(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_code", "that of a later commit")
+    executor._ray.kill(executor._idle.pop())
+    executor._start_worker()
+    with pytest.raises(Failure, match=r"on \S+ workers import other code than this: .* pip uninstall it there"):
+        for _ in range(60):
+            executor.wait(1.0)
 
 
 def test_the_copied_packages_are_whole(tmp_path: Path) -> None:

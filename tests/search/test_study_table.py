@@ -96,7 +96,7 @@ def test_a_study_goes_on_elsewhere_as_it_would_have_here(run_sqlite: Runs, comma
     with pytest.raises(Killed):
         run_sqlite(Interrupted(), **options)
     command(export, "--study", "tiny", "--all", "-o", "tiny.csv")
-    assert "1 running" in command(search_import, "tiny.csv", "--study", "copy").out
+    assert "3 running" in command(search_import, "tiny.csv", "--study", "copy").out  # one of them trained, two waited
     executor = FakeExecutor()
     views = run_sqlite(executor, study="copy", **options)
     assert executor.jobs[0].checkpoint is None
