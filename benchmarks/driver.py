@@ -35,6 +35,7 @@ from search.config import StudyConfig, study_config
 from search.data import SOURCES, load_dataset
 from search.display import Display
 from search.jobs import Failed, Job
+from search.packages import code_digest
 from search.ray_workers import RayExecutor, actor_options
 from search.storage import create_or_resume, open_storage
 from search.study import DIRECTIONS, Observer, StudyDriver
@@ -120,7 +121,8 @@ def _tracker(config: StudyConfig, folder: str) -> Tracker:
 class NoTraining:
     """A worker for `RayExecutor` whose epochs take no time."""
 
-    def ready(self) -> None: ...
+    def ready(self) -> tuple[str, str]:
+        return "", code_digest()
 
     def run(self, job: Job) -> Iterator[EpochRecord | bytes | Failed]:
         for epoch in range(1, job.until_epoch + 1):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 RESULTS: Final = Path(__file__).parent / "results"
+DIFFLOGIC: Final = "| difflogic's MNIST network, 48,000 (published) | its C: 625 ns an image | 1.60 M | not stated |"
 
 
 def step_table() -> str:
@@ -45,6 +46,7 @@ def circuit_table() -> str:
             f"{row['images_per_second'] / 1e6:.2f} M (best of {row['n']}: {row['best_images_per_second'] / 1e6:.2f} M)"
         )
         lines.append(f"| {row['circuit']}, {row['core']:,} | {row['way']} | {millions} | {compiled} |")
+    lines.append(DIFFLOGIC)
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Ctrl-C: the first lets what runs reach its rung, the second stops at once; what was stored is kept either way."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -36,7 +37,13 @@ class Interruptible:
 
     def _first(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _second)
         self._stop()
         # in a thread: the signal may have come in the midst of another print, whose locks this one has to wait for
         threading.Thread(target=self._console.print, args=(FIRST,), kwargs={"soft_wrap": True}).start()
+
+
+def _second(number: int, frame: FrameType | None) -> None:
+    """Wherever that is: what is torn in the midst of its making has nothing to say when it goes."""
+    sys.unraisablehook = lambda _: None
+    raise KeyboardInterrupt

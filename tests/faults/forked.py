@@ -59,7 +59,8 @@ class ForkedDriver:
     @property
     def output(self) -> str:
         """What all drivers so far have printed."""
-        return (self.folder / "output.txt").read_text()
+        file = self.folder / "output.txt"
+        return file.read_text() if file.exists() else ""
 
     @property
     def url(self) -> str:
@@ -112,6 +113,10 @@ class ForkedDriver:
                 continue
         return alive
 
+    def wait_until_gone(self) -> None:
+        """No process is left. Ray's own agents try for a minute to tell that their node died."""
+        self.wait_for(lambda: not self.processes())
+
     def kill_all(self) -> None:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
@@ -121,7 +126,8 @@ class ForkedDriver:
 
 
 def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | None, environment: dict[str, str]) -> None:
-    """In the forked process: what `python -m search.run` does."""
+    """In the forked process, a group of its own as a terminal makes one: what `python -m search.run` does."""
+    os.setsid()
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ.update(environment)

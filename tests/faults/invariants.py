@@ -1,6 +1,5 @@
 """What must hold of a study that reached its total, whatever happened on the way."""
 
-import time
 from collections import Counter
 
 import optuna
@@ -29,10 +28,7 @@ def assert_sound(driver: ForkedDriver, num_trials: int, num_faults: int, in_mlfl
     assert max(repeated.values()) <= num_faults, repeated
     checkpoints = driver.folder / study_config(study=driver.study, storage=driver.storage).folder / "checkpoints"
     assert not checkpoints.exists() or list(checkpoints.iterdir()) == []
-    deadline = time.monotonic() + 30
-    while (alive := driver.processes()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert alive == {}
+    driver.wait_until_gone()
     return views
 
 
