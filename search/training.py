@@ -34,6 +34,17 @@ EVALUATION_BATCH = 1000
 ESTIMATOR_NOISE = 1  # the seed of an epoch's noise is derived on another path than that of its data order
 
 
+def _leave_the_compiler_out() -> None:
+    """`torch.optim` imports torch's compiler, for seconds, only to say what it must not compile. Nothing is, here."""
+    for function in vars(torch.optim.Optimizer).values():
+        inner = getattr(function, "__wrapped__", None)
+        if inner is not None and not hasattr(inner, "__dynamo_disable"):
+            inner.__dynamo_disable = inner
+
+
+_leave_the_compiler_out()
+
+
 class Diverged(Exception):
     """The training loss is no longer a finite number."""
 

@@ -100,3 +100,24 @@ import search.training, search.jobs, search.data, spaces
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_training_run_does_without_the_compiler() -> None:
+    """None in sys.modules makes an import of that name fail."""
+    script = """
+import sys, torch
+from search.data import Dataset, Images, InputInfo
+from search.training import TrainingRun, encode_dataset
+from tests.search.tiny import tiny_candidate
+sys.modules.update({name: None for name in ("torch._dynamo", "torch._inductor", "sympy")})
+images = Images(torch.randint(0, 256, (60, 1, 28, 28), dtype=torch.uint8).numpy(), (torch.arange(60) % 10).numpy())
+candidate = tiny_candidate(epochs=2)
+dataset = Dataset("digits", InputInfo((1, 28, 28), 10), images, images)
+data = encode_dataset(dataset, candidate.data, torch.device("cpu"))
+first, second = (TrainingRun(candidate, data, seed=3) for _ in range(2))
+first.run_epoch()
+second.restore(first.checkpoint())
+assert first.run_epoch().acc_discrete == second.run_epoch().acc_discrete
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

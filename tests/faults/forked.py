@@ -32,7 +32,7 @@ from tests.search.tiny import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets", "torch._dynamo"])  # as an optimizer imports it
+CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
 
 Point = Literal["ask", "submit", "epoch", "checkpoint", "result", "tell", "disk"]
 
