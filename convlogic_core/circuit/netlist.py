@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,16 @@ from .storage import read_circuit, write_circuit
 from .unroll import Layer, unroll
 
 Nodes = npt.NDArray[np.int32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 MAX_NODES: Final = 2**30  # a node and its complement share 31 bits
+MAX_PASSES: Final = 16  # over a layer at once; beyond, gate by gate is faster
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
     """A discretized network: gates, and how many of each class's outputs are one.
+
+    Arrays are seen read-only from here and not copied, thresholds are copied.
 
     Args:
         input_shape: (C, H, W) or (F,) of an image's bits; bit i of the flattened image is node i + 1.
@@ -77,7 +81,7 @@ class Circuit:
                 raise ValueError(f"{name} must be ({size},) {np.dtype(dtype)}, got {array.shape} {array.dtype}")
             if not array.flags.c_contiguous:
                 raise ValueError(f"{name} must be contiguous")
-            array.flags.writeable = False
+            object.__setattr__(self, name, _read_only(array.view()))
         if first + num_gates > MAX_NODES:
             raise ValueError(f"{num_gates:,} gates exceed the {MAX_NODES:,} nodes that a circuit may have")
         for array in (self.a, self.b):
@@ -87,12 +91,12 @@ class Circuit:
                 raise ValueError(f"gate {g} is node {g + first} and reads node {array[g]}: it must be one before")
         if num_gates and self.gate.max() >= NUM_GATES:
             raise ValueError(f"gate number {self.gate.max()} is none of the {NUM_GATES} gates, 0 to {NUM_GATES - 1}")
-        if len(self.outputs) and not 0 <= self.outputs.min() <= self.outputs.max() < first + num_gates:
-            raise ValueError(f"outputs name nodes outside 0 to {first + num_gates - 1}")
-        if len(self.inverted) and self.inverted.view(np.uint8).max() > 1:
-            raise ValueError("inverted holds bytes that are neither 0 nor 1")
         if not len(self.outputs):
             raise ValueError("a circuit needs outputs for its class sums to count")
+        if not 0 <= self.outputs.min() <= self.outputs.max() < first + num_gates:
+            raise ValueError(f"outputs name nodes outside 0 to {first + num_gates - 1}")
+        if self.inverted.view(np.uint8).max() > 1:
+            raise ValueError("inverted holds bytes that are neither 0 nor 1")
         if self.num_classes < 1 or len(self.outputs) % self.num_classes:
             raise ValueError(f"{len(self.outputs)} outputs cannot be divided among {self.num_classes} classes")
         if not (np.isfinite(self.tau) and self.tau > 0):
@@ -105,16 +109,9 @@ class Circuit:
             numbers = (layer.num_gates, *layer.raw_histogram)
             if len(numbers) != 1 + NUM_GATES or not 0 <= min(numbers) <= max(numbers) < 2**53:
                 raise ValueError(f"layer {layer.name} must have a number of gates and {NUM_GATES} counts of raw ones")
-        if self.thresholds is not None and (
-            self.thresholds.ndim != 2
-            or self.thresholds.dtype != np.uint8
-            or len(self.input_shape) != 3
-            or self.thresholds.size != self.input_shape[0]
-        ):
-            raise ValueError(
-                f"thresholds {self.thresholds.shape} {self.thresholds.dtype} do not fit inputs {self.input_shape}: "
-                "they must be (channels, T) uint8, one for each input channel"
-            )
+        if self.thresholds is not None:
+            check_thresholds(self.thresholds, self.input_shape)
+            object.__setattr__(self, "thresholds", _read_only(self.thresholds.copy()))
 
     @staticmethod
     def from_model(model: nn.Module, input_shape: tuple[int, ...], thresholds: Tensor | None = None) -> "Circuit":
@@ -123,14 +120,17 @@ class Circuit:
         Args:
             model: an `nn.Sequential` of `ConvLogicLayer`s, `Flatten`, `LogicLayer`s and a `GroupSum`, in any mode.
             input_shape: (C, H, W) of one image's bits, or (F,) where there are no convolutions.
-            thresholds: (channels, T) uint8, those that `encoding.thermometer_encode` made the bits with.
+            thresholds: (channels, T) uint8, those that `encoding.thermometer_encode` made the bits with. Of planes that
+                a channel's repeated threshold makes the same, the first alone is read.
 
         Raises:
-            ValueError: a layer that has no gates, named, or layers that do not fit together.
+            ValueError: a layer that has no gates, named, or layers or thresholds that do not fit together.
         """
-        return Circuit(
-            **unroll(model, tuple(input_shape)), thresholds=None if thresholds is None else thresholds.cpu().numpy()
-        )
+        input_shape = tuple(input_shape)
+        levels = None if thresholds is None else thresholds.cpu().numpy()
+        if levels is not None:
+            check_thresholds(levels, input_shape)
+        return Circuit(**unroll(model, input_shape, levels), thresholds=levels)
 
     @property
     def num_inputs(self) -> int:
@@ -176,7 +176,7 @@ class Circuit:
         """Ones among each class's outputs, 64 images a word.
 
         Args:
-            x: (N, *input_shape), or (N, ...) of F values an image; zeros and ones, uint8, bool or floating-point.
+            x: (N, *input_shape) or (N, F); zeros and ones, uint8, bool or floating-point.
 
         Returns:
             (N, K) int32 on x's device; it is the CPU that computes them.
@@ -184,15 +184,24 @@ class Circuit:
         Raises:
             ValueError: x does not fit the circuit or is not binary.
         """
-        if x.ndim < 2 or x[:1].numel() != (self.num_inputs if len(x) else 0):
+        if x.shape[1:] not in (self.input_shape, (self.num_inputs,)):  # another order of as many bits is no image
             raise ValueError(
-                f"the circuit expects (images, {', '.join(map(str, self.input_shape))}) bits, got {tuple(x.shape)}"
+                f"the circuit expects (images, {', '.join(map(str, self.input_shape))}) or (images, {self.num_inputs}) "
+                f"bits, got {tuple(x.shape)}"
             )
         return self._evaluator.sums(x.flatten(1).cpu()).to(x.device)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
         return Evaluator(self)
+
+    @cached_property
+    def is_read(self) -> npt.NDArray[np.bool_]:
+        """(1 + F + G,) whether a gate or a class sum reads the node."""
+        is_read = np.zeros(1 + self.num_inputs + self.num_gates, np.bool_)
+        for nodes in (self.a, self.b, self.outputs):
+            is_read[nodes] = True
+        return _read_only(is_read)
 
     def node_depths(self) -> npt.NDArray[np.int32]:
         """(1 + F + G,) gates on the longest path to each node."""
@@ -202,11 +211,14 @@ class Circuit:
         for layer in self.layers:
             own = slice(start, start + layer.num_gates)
             a, b, here = self.a[own], self.b[own], depths[first + own.start : first + own.stop]
-            while True:  # as often as the layer's trees are deep
+            for _ in range(MAX_PASSES):  # as often as the layer's trees are deep
                 new = np.maximum(depths[a], depths[b]) + 1
                 if np.array_equal(new, here):
                     break
                 here[:] = new
+            else:  # a layer of no network that is unrolled, but a file may hold one
+                for node, reads in enumerate(zip(a.tolist(), b.tolist(), strict=True), first + own.start):
+                    depths[node] = max(depths[read] for read in reads) + 1
             start = own.stop
         return depths
 
@@ -228,3 +240,26 @@ class Circuit:
             return Circuit(**fields, layers=layers)
         except ValueError as error:
             raise ValueError(f"{path} holds no sound circuit: {error}") from error
+
+
+def check_thresholds(thresholds: npt.NDArray[Any], input_shape: tuple[int, ...]) -> None:
+    """That they are what makes an image's bytes the bits of that shape.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if (
+        thresholds.ndim != 2
+        or thresholds.dtype != np.uint8
+        or len(input_shape) != 3
+        or thresholds.size != input_shape[0]
+    ):
+        raise ValueError(
+            f"thresholds {thresholds.shape} {thresholds.dtype} do not fit inputs {input_shape}: they must be "
+            "(channels, T) uint8, one for each input channel"
+        )
+
+
+def _read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    array.flags.writeable = False
+    return array

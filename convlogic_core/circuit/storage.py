@@ -47,19 +47,21 @@ def read_circuit(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is no circuit file: it does not say `format: {FORMAT}`")
-            if metadata.get("version") != VERSION:
-                raise ValueError(f"{path} has version {metadata.get('version')}, this program reads {VERSION}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            is_known = (metadata.get("format"), metadata.get("version")) == (FORMAT, VERSION)
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if is_known else {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no circuit file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no circuit file: it does not say `format: {FORMAT}`")
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"{path} has version {metadata.get('version')}, this program reads {VERSION}")
+    try:
         stored = json.loads(metadata["circuit"])
         fields = {name: stored[name] for name in FIELDS} | {name: arrays[name] for name in ARRAYS}
         fields["input_shape"] = tuple(int(size) for size in stored["input_shape"])
         fields["num_classes"], fields["tau"] = int(stored["num_classes"]), float(stored["tau"])
         fields["layers"] = [(str(name), int(num), [int(n) for n in raw]) for name, num, raw in stored["layers"]]
         fields["thresholds"] = arrays.get("thresholds")
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no circuit file: {error}") from error
-    except (AttributeError, KeyError, OverflowError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     return fields

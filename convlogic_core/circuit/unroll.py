@@ -35,13 +35,17 @@ class Layer:
     raw_histogram: tuple[int, ...]
 
 
-def unroll(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
+def unroll(
+    model: nn.Module, input_shape: tuple[int, ...], thresholds: npt.NDArray[np.uint8] | None = None
+) -> dict[str, Any]:
     """The fields of a `Circuit`, but for thresholds. Arguments and errors as in `Circuit.from_model`."""
     modules = _layers(model)
     if not input_shape or min(input_shape) < 1:
         raise ValueError(f"input_shape={input_shape} must be positive numbers, (C, H, W) or (F,)")
     netlist = _Netlist(prod(input_shape))
     planes = np.arange(1, 1 + prod(input_shape), dtype=np.int32).reshape(input_shape)  # nodes of the present values
+    if thresholds is not None:
+        planes = planes[_first_planes(thresholds)]
     number = {"conv": 0, "dense": 0}
     for position, module in enumerate(modules):
         where = f"layer {position} ({type(module).__name__})"
@@ -76,6 +80,12 @@ def unroll(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
             for name, gate in zip(netlist.names, netlist.gate, strict=True)
         ),
     }
+
+
+def _first_planes(thresholds: npt.NDArray[np.uint8]) -> list[int]:
+    """For each bit plane the first with the same channel and threshold, and so the same bits: quantiles may repeat."""
+    keys = [(channel, level) for channel, row in enumerate(thresholds.tolist()) for level in row]
+    return [keys.index(key) for key in keys]
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """Circuits against the networks they stand for: the same sums before and after simplification, exact counts."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -86,8 +87,11 @@ def test_every_instruction_set_and_number_of_threads() -> None:
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing, too, is then the reference's."""
     for module in ("evaluate", "simplify"):
         monkeypatch.setattr(f"convlogic_core.circuit.{module}.native_built", lambda: False)
+    monkeypatch.setattr("convlogic_core.ops.packed.use_native", lambda *_: False)
+    monkeypatch.setattr("convlogic_core.ops.backend._native", None)
     model = network(SMALL)
     assert_same_function(model, Circuit.from_model(model, SMALL.input_shape), images(70, 2, 8, 8))
 
@@ -152,7 +156,11 @@ def test_models_that_are_no_circuits(name: str) -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(3, 127), r"expects \(images, 2, 8, 8\) bits, got \(3, 127\)"),
+        (torch.zeros(3, 127), r"expects \(images, 2, 8, 8\) or \(images, 128\) bits, got \(3, 127\)"),
+        (torch.zeros(3, 8, 8, 2), r"bits, got \(3, 8, 8, 2\)"),
+        (torch.zeros(3, 2, 64), r"bits, got \(3, 2, 64\)"),
+        (torch.zeros(0, 2, 8, 9), r"bits, got \(0, 2, 8, 9\)"),
+        (torch.zeros(128), r"bits, got \(128,\)"),
         (torch.full((3, 2, 8, 8), 0.5), r"zeros and ones only"),
         (torch.full((3, 2, 8, 8), 2, dtype=torch.uint8), r"zeros and ones only"),
         (torch.zeros(3, 2, 8, 8, dtype=torch.int64), r"got torch.int64"),
@@ -201,6 +209,31 @@ def test_layers_that_cannot_be(layers: tuple[Layer, ...], message: str) -> None:
         Circuit((3,), empty, empty, np.empty(0, np.uint8), np.ones(1, np.int32), np.zeros(1, np.bool_), 1, 1.0, layers)
 
 
+def test_what_a_circuit_is_made_of_stays_the_caller_s() -> None:
+    """Arrays can be written on and thresholds changed; the circuit's own view of the arrays cannot."""
+    one = np.ones(1, np.int32)
+    outputs, gate, levels = np.array([2], np.int32), np.array([3], np.uint8), torch.full((1, 1), 7, dtype=torch.uint8)
+    layer = Layer("dense_1", 1, (0,) * 16)
+    circuit = Circuit((1, 1, 1), one, one, gate, outputs, np.zeros(1, np.bool_), 1, 1.0, (layer,), levels.numpy())
+    levels[:] = 9
+    assert circuit.thresholds is not None and circuit.thresholds.tolist() == [[7]]
+    for array in (one, outputs, gate):
+        array[0] = array[0]
+    for array in (*circuit.gates, circuit.thresholds, circuit.is_read):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_depth_of_gates_in_a_row() -> None:
+    """More in one layer than any tree that is unrolled has."""
+    num = 20_000
+    before = np.arange(1, 1 + num, dtype=np.int32)
+    layer = Layer("dense_1", num, (0,) * 16)
+    gates = (before, before, np.full(num, 14, np.uint8))
+    circuit = Circuit((1,), *gates, np.array([1 + num], np.int32), np.zeros(1, np.bool_), 1, 1.0, (layer,))
+    assert circuit.node_depths().tolist() == [0, *range(num + 1)]
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     file = tmp_path / "x.circuit"
     Circuit.from_model(network(SMALL), SMALL.input_shape).save(file)
@@ -220,6 +253,31 @@ def test_damaged_files(tmp_path: Path) -> None:
         Circuit.load(file)
     with pytest.raises(FileNotFoundError):
         Circuit.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tau", "two"),
+        ("tau", 10**400),
+        ("num_classes", float("nan")),
+        ("num_classes", None),
+        ("input_shape", [2, "eight", 8]),
+        ("layers", [["dense_1", 18]]),
+        ("layers", [["dense_1", "eighteen", [0] * 16]]),
+    ],
+)
+def test_damaged_descriptions(tmp_path: Path, field: str, value: Any) -> None:
+    """Whatever stands where a number should: the error names the file."""
+    file = tmp_path / "x.circuit"
+    Circuit.from_model(network(SMALL), SMALL.input_shape).save(file)
+    with safetensors.safe_open(file, "numpy") as opened:
+        metadata = opened.metadata()
+    description = json.loads(metadata["circuit"]) | {field: value}
+    metadata["circuit"] = json.dumps(description)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, metadata)
+    with pytest.raises(ValueError, match=r"x.circuit is damaged: \w+Error "):
+        Circuit.load(file)
 
 
 def changed(array: np.ndarray, value: int) -> np.ndarray:
