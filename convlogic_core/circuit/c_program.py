@@ -2,9 +2,8 @@
 
 Gates follow one another depth-first, first from what convolutions give, neighbours together, then from the outputs,
 class after class; an output is added to its class's sum as soon as it is there. So what has been computed is used soon,
-and few values live at a time. The order is cut into parts
-that compilers and instruction caches take well. A value that other parts read has a place of its own until the last of
-them has run.
+and few values live at a time. The order is cut into parts that compilers and instruction caches take well. A value that
+other parts read has a place of its own until the last of them has run.
 """
 
 import heapq
@@ -56,11 +55,11 @@ def schedule(circuit: "Circuit") -> Program:
     cones = _Cones(circuit, operations)
     per_class = len(circuit.outputs) // circuit.num_classes
     literals = list(zip(circuit.outputs.tolist(), circuit.inverted.tolist(), strict=True))
-    adders = _Adders(operations, 1 + circuit.num_inputs + circuit.num_gates, max(1, per_class.bit_length()))
+    adders = _Adders(operations, 1 + circuit.num_inputs + circuit.num_gates, per_class.bit_length())
     for root in _convolved(circuit):
         cones.compute(root)
     sums: list[int] = []
-    for start in range(0, len(literals), per_class) if per_class else [0] * circuit.num_classes:
+    for start in range(0, len(literals), per_class):
         for literal, times in _merged(literals[start : start + per_class]):
             cones.compute(literal[0])
             adders.add(literal, times)
@@ -74,7 +73,7 @@ def _convolved(circuit: "Circuit") -> list[int]:
     """Nodes that convolutions give to later layers, a convolution at a time, neighbours in the image together: they
     share what they read, and find it in the cache.
 
-    All but the first convolution's: its are best computed when the second needs them.
+    All but the first convolution's where there are more: its are best computed when the second needs them.
     """
     if len(circuit.input_shape) != 3:
         return []
@@ -88,9 +87,9 @@ def _convolved(circuit: "Circuit") -> list[int]:
         is_given[nodes[block[nodes] != block[first:]]] = True
     places = _places_in_image(circuit)
     roots: list[int] = []
-    last = max(numbers, default=0)
-    for number in range(min(2, last), last + 1):
-        given = np.flatnonzero(is_given & (block == number)).tolist() if number else []
+    convolutions = sorted({*numbers} - {0})
+    for number in convolutions[1:] or convolutions:
+        given = np.flatnonzero(is_given & (block == number)).tolist()
         roots += sorted(given, key=lambda node: places[node])
     return roots
 

@@ -83,11 +83,8 @@ def _packing(circuit: "Circuit", next_place: int) -> tuple[str, dict[int, int]]:
 
     Of each channel and threshold it packs the bytes from the first to the last that the circuit reads.
     """
-    is_read = np.zeros(1 + circuit.num_inputs + circuit.num_gates, np.bool_)
-    for nodes in (circuit.a, circuit.b, circuit.outputs):
-        is_read[nodes] = True
     thresholds = np.array([[1]], np.uint8) if circuit.thresholds is None else circuit.thresholds
-    planes = is_read[1 : 1 + circuit.num_inputs].reshape(thresholds.size, -1)
+    planes = circuit.is_read[1 : 1 + circuit.num_inputs].reshape(thresholds.size, -1)
     calls: list[str] = []
     inputs: dict[int, int] = {}
     for plane, (threshold, bytes_read) in enumerate(zip(thresholds.reshape(-1).tolist(), planes, strict=True)):

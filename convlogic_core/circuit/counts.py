@@ -80,7 +80,7 @@ def count(circuit: "Circuit", simplified: "Circuit") -> CircuitCounts:
         raw=sum(layer.raw for layer in layers),
         core=core,
         total=core + ADDER_GATES_AN_OUTPUT * num_outputs + comparators,
-        depth=int(simplified.node_depths()[simplified.outputs].max(initial=0)),
+        depth=int(simplified.node_depths()[simplified.outputs].max()),
         num_outputs=num_outputs,
         comparator_gates=comparators,
         layers=layers,
@@ -97,10 +97,7 @@ def comparator_gates(circuit: "Circuit") -> int:
     """
     if circuit.thresholds is None:
         return 0
-    is_read = np.zeros(1 + circuit.num_inputs + circuit.num_gates, np.bool_)
-    for nodes in (circuit.a, circuit.b, circuit.outputs):
-        is_read[nodes] = True
-    live = is_read[1 : 1 + circuit.num_inputs].reshape(circuit.input_shape[0], -1).sum(1)
+    live = circuit.is_read[1 : 1 + circuit.num_inputs].reshape(circuit.input_shape[0], -1).sum(1)
     lowest = [(int(threshold) & -int(threshold)).bit_length() - 1 for threshold in circuit.thresholds.reshape(-1)]
     return sum(int(num) * (7 - bit) for num, bit in zip(live, lowest, strict=True) if bit >= 0)
 

@@ -59,7 +59,7 @@ def verilog(circuit: "Circuit", name: str = "circuit", pipeline: int | None = No
     sums = [_add_sum(body, k, outputs[k * num_own : (k + 1) * num_own]) for k in range(circuit.num_classes)]
     winner = _add_argmax(body, sums)
     latency = max(1, winner.stage, *(total.stage for total in sums))
-    width = max(1, num_own.bit_length())
+    width = num_own.bit_length()
     for k, total in enumerate(sums):
         body.lines.append(f"assign sums[{width * (k + 1) - 1}:{width * k}] = {body.at(total, latency)};")
     body.lines.append(f"assign class_index = {body.at(winner, latency)};")
@@ -154,12 +154,9 @@ def _add_gates(body: _Body, circuit: "Circuit", levels: int) -> list[_Signal]:
     """Comparators in stage 0, gates from stage 1 on, outputs in the stage after the last gate's."""
     first_gate = 1 + circuit.num_inputs
     stages = -(-circuit.node_depths() // levels)
-    last = int(stages[circuit.outputs].max(initial=0)) + 1
-    is_read = np.zeros(len(stages), np.bool_)
-    for nodes in (circuit.a, circuit.b, circuit.outputs):
-        is_read[nodes] = True
+    last = int(stages[circuit.outputs].max()) + 1
     signals = {0: _literal(0)}
-    for node in (np.flatnonzero(is_read[1:first_gate]) + 1).tolist():
+    for node in (np.flatnonzero(circuit.is_read[1:first_gate]) + 1).tolist():
         signals[node] = body.wire(f"n{node}", _bit(circuit, node - 1), 1, 0)
     gates = zip(circuit.a.tolist(), circuit.b.tolist(), circuit.gate.tolist(), strict=True)
     for node, (a, b, gate) in enumerate(gates, first_gate):
