@@ -51,11 +51,17 @@ def circuit(
         raise UsageError("--pipeline says how the Verilog is written: give --verilog FILE with it")
     if verify and verilog is None and c_file is None:
         raise UsageError("--verify runs what is written: give --verilog FILE, --c FILE or both with it")
+    outputs = {".v": verilog, ".c": c_file, ".blif": blif, ".aig": aiger, ".json": json}
+    paths = [path.resolve() for path in outputs.values() if path is not None]
+    for file_path in paths:
+        if paths.count(file_path) > 1:
+            raise UsageError(
+                f"{file_path} is named for two formats, of which one would overwrite the other: name two files"
+            )
     console = make_console()
     file, model, thresholds = load_model(model_dir)
     unrolled = circuit_of(file, model, thresholds)
-    outputs = {".v": verilog, ".c": c_file, ".blif": blif, ".aig": aiger, ".json": json}
-    if not any(outputs.values()):
+    if not paths:
         print_counts(console, unrolled.counts)
         return
     simplified = unrolled.simplify()

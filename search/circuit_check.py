@@ -103,7 +103,7 @@ def run_verilog(source: Path, name: str, circuit: Circuit, pixels: Pixels, folde
     compiler, simulator = (_tool("Icarus Verilog", tool) for tool in ("iverilog", "vvp"))
     module = safe_name(name)
     latency = re.search(r"^localparam LATENCY = (\d+);$", source.read_text(encoding="utf-8"), re.MULTILINE)
-    width = max(1, (len(circuit.outputs) // circuit.num_classes).bit_length())
+    width = (len(circuit.outputs) // circuit.num_classes).bit_length()
     if circuit.thresholds is None:
         port, port_bits, rows = "bits", pixels.shape[1], np.packbits(pixels, axis=1, bitorder="little")
     else:
@@ -121,8 +121,8 @@ def run_verilog(source: Path, name: str, circuit: Circuit, pixels: Pixels, folde
         clock=".clk(clk), " if latency else "",
     )
     (folder / "testbench.v").write_text(bench)
-    program = folder / "testbench.vvp"
-    _run(compiler, "-g2001", "-o", str(program), "-s", "testbench", str(folder / "testbench.v"), str(source.resolve()))
+    program, top = folder / "testbench.vvp", f"{module}_testbench"
+    _run(compiler, "-g2001", "-o", str(program), "-s", top, str(folder / "testbench.v"), str(source.resolve()))
     lines = _run(simulator, "-n", str(program.resolve()), folder=folder).split("\n")
     numbers = [[_number(digits) for digits in line.split()] for line in lines if line.strip()]
     classes, packed = [row[0] for row in numbers], [row[1] for row in numbers]
@@ -134,7 +134,7 @@ def run_verilog(source: Path, name: str, circuit: Circuit, pixels: Pixels, folde
 
 
 TESTBENCH: Final = """\
-module testbench;
+module {module}_testbench;
     reg clk = 0;
     reg [{port_high}:0] images [0:{num_images} - 1];
     reg [{port_high}:0] image;

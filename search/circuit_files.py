@@ -14,6 +14,7 @@ from convlogic_core.circuit.aiger import aiger
 from convlogic_core.circuit.blif import blif
 from convlogic_core.circuit.c_source import c_source
 from convlogic_core.circuit.json_netlist import json_netlist
+from convlogic_core.circuit.netlist import check_thresholds
 from convlogic_core.circuit.verilog import verilog
 
 from .candidate_file import CandidateFile, load_candidate_file
@@ -46,9 +47,10 @@ def load_model(folder: Path) -> tuple[CandidateFile, nn.Module, Tensor]:
     try:
         tensors = safetensors.torch.load(weights.read_bytes())
         thresholds = tensors.pop("thresholds")
+        check_thresholds(thresholds.numpy(), file.candidate.model.input_shape)
         model = build_model(file.candidate.model, seed=0)
         model.load_state_dict(tensors)
-    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise UsageError(
             f"{weights} does not hold the weights of config.yaml ({one_line(error)}): train again"
         ) from error

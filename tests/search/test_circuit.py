@@ -74,6 +74,15 @@ def test_verified_by_other_tools(command: Call, folder: Path, pipeline: tuple[ob
     assert ("LATENCY" in Path("out/3 int-main.v").read_text()) == bool(pipeline)
 
 
+def test_a_module_called_testbench_is_verified(command: Call, folder: Path) -> None:
+    """As the bench around it might be."""
+    tool("iverilog")
+    outcome = command(circuit, folder, "--verilog", "testbench.v", "--verify", "--images", 4)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "verified: 4 images" in outcome.out
+    assert "module testbench (" in Path("testbench.v").read_text()
+
+
 @pytest.mark.parametrize("kind", ["verilog", "c"])
 def test_a_file_that_is_wrong_is_found(command: Call, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """The last image only, its class or its sums."""
@@ -123,6 +132,7 @@ def test_a_compiler_that_refuses(tmp_path: Path) -> None:
         (("--pipeline", 2), "give --verilog FILE with it"),
         (("--verilog", "x.v", "--pipeline", 0), "--pipeline"),
         (("--images", 1), "--images"),
+        (("--verilog", "x.v", "--c", "y/../x.v"), "x.v is named for two formats"),
     ],
 )
 def test_wrong_usage(command: Call, folder: Path, arguments: tuple[object, ...], part: str) -> None:
@@ -138,7 +148,20 @@ def test_folders_that_hold_no_model(command: Call, folder: Path) -> None:
     assert outcome.err.startswith("error: nowhere lacks config.yaml or model.safetensors: give a seed's folder of ")
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
-    for damaged in (whole[:-10], b"", safetensors.torch.save({"thresholds": torch.zeros(1)})):
+    tensors = safetensors.torch.load(whole)
+    wrong_thresholds = (
+        torch.zeros(1),
+        torch.zeros(1, 1),
+        torch.zeros(1, 1, dtype=torch.bfloat16),
+        torch.zeros(1, 2, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.uint8),
+    )
+    for damaged in (
+        whole[:-10],
+        b"",
+        safetensors.torch.save({"thresholds": torch.zeros(1)}),
+        *(safetensors.torch.save(tensors | {"thresholds": thresholds}) for thresholds in wrong_thresholds),
+    ):
         weights.write_bytes(damaged)
         outcome = command(circuit, folder)
         assert outcome.code == 2
