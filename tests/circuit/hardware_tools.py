@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.unroll import Layer
 from convlogic_core.encoding import thermometer_encode
@@ -77,6 +78,27 @@ def bits_of(circuit: Circuit, images: Tensor) -> Tensor:
     if circuit.thresholds is None:
         return images
     return thermometer_encode(images, torch.from_numpy(circuit.thresholds.copy()))
+
+
+def digits_network() -> tuple[nn.Sequential, Circuit]:
+    """The discrete model of random gates on 8x8 digits, and its circuit: sums of few outputs, which often tie."""
+    spec = ModelSpec(
+        (3, 8, 8),
+        (ConvSpec(6, kernel=3, padding=1, tree_depth=2, residual_init=False),),
+        (DenseSpec(160, residual_init=False), DenseSpec(120, residual_init=False)),
+        num_classes=10,
+        tau=3.0,
+    )
+    model = build_model(spec, 5).eval()
+    return model, Circuit.from_model(model, spec.input_shape, torch.tensor([[64, 128, 192]], dtype=torch.uint8))
+
+
+def digits_images(num: int) -> Tensor:
+    """scikit-learn's digits as (num, 1, 8, 8) bytes."""
+    from sklearn.datasets import load_digits
+
+    pixels = torch.from_numpy(load_digits(return_X_y=True)[0][:num])
+    return (pixels * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
 
 
 def random_images(circuit: Circuit, num: int, seed: int = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """The exported C, compiled without a warning, gives the sums and classes of the circuit."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from convlogic_core.circuit.c_source import c_source
 from convlogic_core.circuit.evaluate import reference_sums
 from convlogic_core.circuit.netlist import Layer
 from search.circuit_check import C_FLAGS, CompiledCircuit, compile_c
-from tests.circuit.hardware_tools import bits_of, random_circuit, random_images, tool
+from tests.circuit.hardware_tools import bits_of, digits_images, digits_network, random_circuit, random_images, tool
 
 RAGGED = (0, 1, 63, 64, 65, 257, 1000)
 NATIVE = ("-march=native",)
@@ -70,12 +71,40 @@ def test_classes(tmp_path: Path, num_classes: int, outputs_a_class: int) -> None
     check(circuit, built(circuit, tmp_path, NATIVE))
 
 
+@pytest.mark.parametrize("flags", [NATIVE, SCALAR], ids=["native", "64 bits"])
+def test_digits(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Hundreds of real images and of random ones, bit for bit against the discrete model; many sums tie."""
+    model, circuit = digits_network()
+    images = torch.cat([digits_images(700), random_images(circuit, 500)])
+    scores = model(bits_of(circuit, images).float())
+    compiled = built(circuit, tmp_path, flags)
+    pixels = images.flatten(1).numpy()
+    assert torch.equal(torch.from_numpy(compiled.sums(pixels)) / circuit.tau, scores)
+    lowest_best = [row.index(max(row)) for row in scores.tolist()]
+    assert compiled.classify(pixels).tolist() == lowest_best == circuit.classes(bits_of(circuit, images)).tolist()
+    ties = (scores == scores.amax(1, keepdim=True)).sum(1) > 1
+    assert ties.sum() > 200 and len(set(lowest_best)) > 5
+
+
 def test_names_that_the_file_itself_uses(tmp_path: Path) -> None:
+    """No identifier of its own ends like the two public functions, so whatever comes before is free."""
     circuit = random_circuit(4, (3,), 10, 2, 2)
-    for name in ("write", "store", "run", "pack", "find_highest", "unpack"):
-        source = tmp_path / f"{name}.c"
-        source.write_text(c_source(circuit, name))
-        compile_c(source, tmp_path)
+    own = set(re.findall(r"[A-Za-z_]\w*", c_source(circuit, "net"))) - {"net_sums", "net_classify"}
+    assert {"run", "PUBLIC", "sums", "find_highest"} <= own
+    assert not [name for name in own if name.endswith(("_sums", "_classify"))]
+    for name in ("run", "PUBLIC"):
+        (tmp_path / name).mkdir()  # a library is loaded once from a path
+        check(circuit, built(circuit, tmp_path / name, name=name))
+
+
+def test_layers_numbered_high_are_written_no_slower(tmp_path: Path) -> None:
+    """A file may say so; the second convolution comes first, as it does under its usual number."""
+    conv = tuple(ConvSpec(4, kernel=3, tree_depth=2, residual_init=False) for _ in range(3))
+    model = build_model(ModelSpec((1, 16, 16), conv, (DenseSpec(16),), 2, 1.0), seed=4)
+    circuit = Circuit.from_model(model, (1, 16, 16))
+    numbers = {"1": "1", "2": "7", "3": "999999999"}
+    layers = (replace(layer, name=f"{layer.name[:-1]}{numbers[layer.name[-1]]}") for layer in circuit.layers)
+    assert c_source(replace(circuit, layers=tuple(layers))) == c_source(circuit)
 
 
 def test_an_image_larger_than_a_stack(tmp_path: Path) -> None:

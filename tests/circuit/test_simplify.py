@@ -11,27 +11,14 @@ from hypothesis import strategies as st
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.evaluate import reference_sums
 from convlogic_core.circuit.simplify import normalized, reference_simplify, simplify_gates
-from convlogic_core.circuit.unroll import Layer
 from convlogic_core.gates import truth_row
+from tests.circuit.hardware_tools import random_circuit
 from tests.core.conftest import WITH_EXTENSION
-
-
-def random_circuit(seed: int, num_inputs: int, num_gates: int, num_outputs: int, num_classes: int) -> Circuit:
-    """Any gates on any nodes before them, the constant and equal ones included."""
-    random = np.random.default_rng(seed)
-    own = np.arange(1 + num_inputs, 1 + num_inputs + num_gates)
-    a, b = (random.integers(0, own, dtype=np.int32) for _ in range(2))
-    gate = random.integers(0, 16, num_gates, dtype=np.uint8)
-    outputs = random.integers(0, 1 + num_inputs + num_gates, num_classes * num_outputs, dtype=np.int32)
-    inverted = random.integers(0, 2, len(outputs)).astype(np.bool_)
-    layers = (Layer("dense_1", num_gates, tuple(np.bincount(gate, minlength=16).tolist())),)
-    return Circuit((num_inputs,), a, b, gate, outputs, inverted, num_classes, 1.0, layers)
-
 
 circuits = st.builds(
     random_circuit,
     st.integers(0, 10_000),
-    st.integers(1, 6),
+    st.tuples(st.integers(1, 6)),
     st.integers(0, 60),
     st.integers(1, 20),
     st.integers(1, 4),

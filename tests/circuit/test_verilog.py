@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.names import C_KEYWORDS, VERILOG_KEYWORDS, safe_name
 from convlogic_core.circuit.verilog import verilog
 
-from .hardware_tools import bits_of, random_circuit, random_images, simulate
+from .hardware_tools import bits_of, digits_images, digits_network, random_circuit, random_images, simulate
 
 LEVELS = [[1, 64, 255], [128, 128, 0]]
 CIRCUITS = {
@@ -45,25 +44,11 @@ def test_simulated_module_is_the_circuit(tmp_path: Path, kind: str, pipeline: in
         assert ((sums == sums.amax(1, keepdim=True)).sum(1) > 1).any(), "no sums tie: the test is too weak"
 
 
-DIGITS_SPEC = ModelSpec(
-    (3, 8, 8),
-    (ConvSpec(6, kernel=3, padding=1, tree_depth=2, residual_init=False),),
-    (DenseSpec(160, residual_init=False), DenseSpec(120, residual_init=False)),
-    num_classes=10,
-    tau=3.0,
-)
-
-
 @pytest.mark.parametrize("pipeline", [None, 4])
 def test_digits(tmp_path: Path, pipeline: int | None) -> None:
     """Real images and random ones, against the discrete model as well."""
-    from sklearn.datasets import load_digits
-
-    model = build_model(DIGITS_SPEC, 5).eval()
-    circuit = Circuit.from_model(model, DIGITS_SPEC.input_shape, torch.tensor([[64, 128, 192]], dtype=torch.uint8))
-    pixels = torch.from_numpy(load_digits(return_X_y=True)[0][:200])
-    real = (pixels * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
-    images = torch.cat([real, random_images(circuit, 60)])
+    model, circuit = digits_network()
+    images = torch.cat([digits_images(200), random_images(circuit, 60)])
     sums = agree(tmp_path, circuit, verilog(circuit.simplify(), "digits", pipeline), images)
     assert torch.equal(model(bits_of(circuit, images).float()), sums / 3.0)
     assert len(set(sums.argmax(1).tolist())) > 3
