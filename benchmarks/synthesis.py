@@ -56,14 +56,17 @@ def main() -> None:
     for seed in range(arguments.random):
         circuit = random_network(seed)
         as_read, optimised = abc_gates(circuit, arguments.timeout)
-        nets.append({"seed": seed, "core": circuit.counts.core, "abc_as_read": as_read, "abc": optimised})
+        counts = circuit.counts
+        nets.append({"seed": seed, "raw": counts.raw, "core": counts.core, "abc_as_read": as_read, "abc": optimised})
     ratios = [net["abc"] / net["core"] for net in nets if net["core"]]
-    report = circumstances(threads=1) | {"yosys": _version()}
+    report = circumstances(threads=1) | {"yosys": _version(), "timeout_s": arguments.timeout}
     if ratios:
         report["random_networks"] = {
             "n": len(ratios),
             "median_abc_over_core": statistics.median(ratios),
             "min_abc_over_core": min(ratios),
+            "median_raw": statistics.median(net["raw"] for net in nets),
+            "median_core": statistics.median(net["core"] for net in nets),
             "networks": nets,
         }
         print(f"abc / core: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, n={len(ratios)}")
@@ -148,12 +151,13 @@ def yosys_cells(text: str, timeout_s: float) -> dict[str, int]:
 
 
 def random_network(seed: int) -> Circuit:
-    """A network of a random spec: up to two convolutions, three dense layers and some thousand raw gates."""
+    """A network of a random spec: up to two convolutions, three dense layers and some thousand raw gates (of the seeds
+    0 to 49 the median has 6,612, and 1,569 core gates)."""
     rng = np.random.default_rng(seed)
-    shape = (int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9)))
+    shape = (int(rng.integers(1, 4)), int(rng.integers(10, 17)), int(rng.integers(10, 17)))
     conv = tuple(
         ConvSpec(
-            int(rng.integers(4, 12)),
+            int(rng.integers(8, 25)),
             tree_depth=int(rng.integers(1, 4)),
             pool=int(rng.integers(1, 3)),
             residual_init=False,
@@ -161,7 +165,7 @@ def random_network(seed: int) -> Circuit:
         for _ in range(rng.integers(0, 3))
     )
     num_classes = int(rng.integers(2, 11))
-    features = ModelSpec(shape, conv, (), 1, 1.0).flat_features if conv else int(np.prod(shape))
+    features = ModelSpec(shape, conv, (), 1, 1.0).flat_features if conv else 4 * int(np.prod(shape))
     dense = []
     for _ in range(rng.integers(1, 4)):
         features = num_classes * -(-features // int(rng.integers(1, 3)) // num_classes)
