@@ -1,9 +1,12 @@
 """Images a second through a circuit, on one core: ours without compilation, our C, and the peer's C of the same gates.
 
-    python -m benchmarks.circuit runs/NAME/seed_0 --peer-python PYTHON3.12 --json benchmarks/results/circuit.json
+    python -m search.train benchmarks/models/mnist_s.yaml --data-dir ROOT
+    python -m benchmarks.circuit runs/mnist_s/seed_N --data-dir ROOT --peer-python PYTHON3.12 --json circuit.json
 
 Packing of bytes into words and class sums are included everywhere, and the highest class where the way gives one; what
-a way compiles is stated beside it. MODEL is a folder of search.train or a file of Circuit.save.
+a way compiles is stated beside it. MODEL is a folder of search.train or a file of Circuit.save. Of a folder's network
+the circuit's logits, before and after simplification, are first compared with the discrete model's on every image of
+the test set.
 """
 
 import argparse
@@ -23,6 +26,9 @@ import torch
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.c_source import c_source
 from search.circuit_check import CompiledCircuit, compile_c
+from search.circuit_files import circuit_of, load_model
+from search.data import load_test
+from search.training import encode
 
 from .machine import circumstances
 
@@ -62,14 +68,42 @@ def row(name: str, way: str, num_images: int, seconds: list[float], **more: Any)
     }
 
 
-def measure(path: Path, num_images: int, repeats: int, peer_python: str | None) -> list[dict[str, Any]]:
+def equal_on_test_images(folder: Path, data_dir: str | None) -> tuple[Circuit, dict[str, Any]]:
+    """The simplified circuit of a trained network, on how many test images it gave the discrete model's logits (all),
+    and the accuracy on them.
+
+    Raises:
+        RuntimeError: logits differ.
+    """
+    file, model, thresholds = load_model(folder)
+    circuit = circuit_of(file, model, thresholds)
+    test = encode(load_test(file.candidate.data.dataset, data_dir), thresholds, torch.device("cpu"))
+    num_right = 0
+    for x, y in zip(test.x.split(1000), test.y.split(1000), strict=True):
+        with torch.no_grad():
+            logits = model(x.float())
+        for form in (circuit, circuit.simplify()):
+            if not torch.equal(form(x), logits):
+                raise RuntimeError(f"the circuit of {folder} does not give the logits of the discrete model")
+        num_right += int((circuit.simplify().classes(x) == y).sum())
+    facts = {"images_equal": len(test.y), "test_acc_discrete": num_right / len(test.y)}
+    return circuit.simplify(), facts
+
+
+def measure(
+    path: Path, num_images: int, repeats: int, peer_python: str | None, data_dir: str | None
+) -> list[dict[str, Any]]:
     """All ways of one circuit."""
-    circuit = Circuit.load(path / "circuit.safetensors" if path.is_dir() else path).simplify()
-    name = path.parent.name if path.is_dir() else path.stem
+    facts: dict[str, Any] = {}
+    if path.is_dir():
+        name = path.resolve().parent.name
+        circuit, facts = equal_on_test_images(path, data_dir)
+    else:
+        name, circuit = path.stem, Circuit.load(path).simplify()
     bits = np.random.default_rng(0).integers(0, 2, (num_images, circuit.num_inputs)).astype(np.uint8)
     x = torch.from_numpy(bits)
     expected = circuit.sums(x)
-    facts = {"core": circuit.counts.core, "total": circuit.counts.total}
+    facts |= {"core": circuit.counts.core, "total": circuit.counts.total}
     rows = [row(name, "Circuit", num_images, durations(lambda: circuit.classes(x), repeats), **facts)]
     bits_only = replace(circuit, thresholds=None)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,6 +170,7 @@ def for_peer(circuit: Circuit) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--data-dir", help="torchvision's root, for the test images")
     parser.add_argument("--images", type=int, default=64 * 160)
     parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--peer-python", help="a Python 3.12 that has torchlogix 0.2.2")
@@ -144,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
     for model in options.models:
-        for line in measure(model, options.images, options.repeats, options.peer_python):
+        for line in measure(model, options.images, options.repeats, options.peer_python, options.data_dir):
             results.append(line)
             compiled = f"  compiled in {line['compile_s']:.1f} s" if "compile_s" in line else ""
             print(

@@ -34,6 +34,17 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
+def resident_mb(name: str) -> float:
+    """Megabytes of this process: "VmRSS" now, "VmHWM" at most since `restart_peak`; Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith(name))
+
+
+def restart_peak() -> None:
+    """Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _commit() -> str | None:
     root = Path(__file__).parent
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """How many gates synthesis tools find in circuits, beside the project's own count (core: two inputs, inverters free).
 
-    python -m benchmarks.synthesis runs/digits/circuit.safetensors --json benchmarks/results/synthesis.json
+    python -m search.train benchmarks/models/digits.yaml
+    python -m benchmarks.synthesis runs/digits/seed_N --json benchmarks/results/synthesis.json
 
 abc is given the gates alone, as BLIF: the count of two-input gates with inverters free that it maps them to as they
 are, and the one after its optimisation. yosys is given the whole Verilog module, comparators, sums and choice of the
@@ -25,6 +26,7 @@ from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
 from convlogic_core.circuit import Circuit
 from convlogic_core.circuit.blif import blif
 from convlogic_core.circuit.verilog import verilog
+from search.circuit_files import SAVED
 
 from .machine import circumstances
 
@@ -47,7 +49,9 @@ OPTIMISE: Final = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("circuits", nargs="*", type=Path, help="files that Circuit.save wrote")
+    parser.add_argument(
+        "circuits", nargs="*", type=Path, help="folders of search.train, or files that Circuit.save wrote"
+    )
     parser.add_argument("--random", type=int, default=50, metavar="N", help="random networks")
     parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="seconds for each run of a tool")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
@@ -65,8 +69,6 @@ def main() -> None:
             "n": len(ratios),
             "median_abc_over_core": statistics.median(ratios),
             "min_abc_over_core": min(ratios),
-            "median_raw": statistics.median(net["raw"] for net in nets),
-            "median_core": statistics.median(net["core"] for net in nets),
             "networks": nets,
         }
         print(f"abc / core: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, n={len(ratios)}")
@@ -80,9 +82,10 @@ def main() -> None:
 
 
 def measure(path: Path, timeout_s: float) -> dict[str, object]:
-    """All counts of a circuit in a file; None where the tool ran out of time."""
-    circuit = Circuit.load(path)
-    row: dict[str, object] = {"circuit": path.stem, "core": circuit.counts.core, "total": circuit.counts.total}
+    """All counts of a circuit in a file or folder; None where the tool ran out of time."""
+    circuit = Circuit.load(path / SAVED if path.is_dir() else path)
+    name = path.resolve().parent.name if path.is_dir() else path.stem
+    row: dict[str, object] = {"circuit": name, "core": circuit.counts.core, "total": circuit.counts.total}
     start = time.perf_counter()
     try:
         as_read, optimised = abc_gates(circuit, timeout_s)

@@ -1,11 +1,14 @@
 """The README's tables, from the committed figures: `python -m benchmarks.table`."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any, Final
 
 RESULTS: Final = Path(__file__).parent / "results"
-DIFFLOGIC: Final = "| difflogic's MNIST network, 48,000 (published) | its C: 625 ns an image | 1.60 M | not stated |"
+DIFFLOGIC: Final = (
+    "| difflogic's MNIST network (published) | 48,000 raw | | its C: 625 ns an image | 1.60 M | not stated |"
+)
 
 
 def step_table() -> str:
@@ -39,14 +42,47 @@ def step_table() -> str:
 def circuit_table() -> str:
     """Markdown: a line for each circuit and way of results/circuit.json."""
     report = json.loads((RESULTS / "circuit.json").read_text())
-    lines = ["| circuit, core gates | way | images/s on one core | compiled in |", "|---|---|---|---|"]
+    lines = ["| circuit | core | total | way | images/s on one core | compiled in |", "|---|---|---|---|---|---|"]
     for row in report["results"]:
         compiled = f"{row['compile_s']:.0f} s" if "compile_s" in row else "nothing"
         millions = (
             f"{row['images_per_second'] / 1e6:.2f} M (best of {row['n']}: {row['best_images_per_second'] / 1e6:.2f} M)"
         )
-        lines.append(f"| {row['circuit']}, {row['core']:,} | {row['way']} | {millions} | {compiled} |")
+        gates = f"{row['core']:,} | {row['total']:,}"
+        lines.append(f"| {row['circuit']} | {gates} | {row['way']} | {millions} | {compiled} |")
     lines.append(DIFFLOGIC)
+    return "\n".join(lines) + "\n"
+
+
+def counting_table() -> str:
+    """Markdown: a line for each network of results/counting.json."""
+    report = json.loads((RESULTS / "counting.json").read_text())
+    lines = [
+        "| network | raw | core | unrolled in | simplified in | counted in | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["results"]:
+        seconds = " | ".join(f"{row[step]:.2f} s" for step in ("unroll_s", "simplify_s", "count_s"))
+        lines.append(
+            f"| {row['network']} | {row['raw']:,} | {row['core']:,} | {seconds} | {row['memory_mb']:,.0f} MB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def synthesis_table() -> str:
+    """Markdown: the random networks together and each circuit of results/synthesis.json."""
+    report = json.loads((RESULTS / "synthesis.json").read_text())
+    lines = ["| circuit | core | abc, optimised | yosys synth, whole module |", "|---|---|---|---|"]
+    if found := report.get("random_networks"):
+        core = statistics.median(net["core"] for net in found["networks"])
+        fewer = 1 - found["median_abc_over_core"]
+        lines.append(f"| {found['n']} random networks, medians | {core:,.0f} | {fewer:.0%} fewer | |")
+    for row in report["circuits"]:
+        abc = f"none in {row['abc_s']:,.0f} s"
+        if row["abc"] is not None:
+            abc = f"{row['abc']:,}: {1 - row['abc_over_core']:.0%} fewer, {row['abc_s']:,.0f} s"
+        cells = "nothing" if row["yosys_cells"] is None else f"{row['yosys_cells']:,} cells"
+        lines.append(f"| {row['circuit']} | {row['core']:,} | {abc} | {cells} in {row['yosys_s']:,.0f} s |")
     return "\n".join(lines) + "\n"
 
 
@@ -56,4 +92,4 @@ def _speed(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(step_table(), circuit_table(), sep="\n", end="")
+    print(step_table(), circuit_table(), counting_table(), synthesis_table(), sep="\n", end="")

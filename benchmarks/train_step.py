@@ -26,7 +26,7 @@ from convlogic_core import PRESETS, ModelSpec, build_model
 from convlogic_core.training_step import LayerStep, training_step
 
 from .limits import activation_bytes, measure_limits, multiply_adds
-from .machine import circumstances
+from .machine import circumstances, resident_mb, restart_peak
 from .peer import torchlogix_model
 
 NUM_IMAGES: Final = 2048
@@ -183,17 +183,12 @@ def memory_growth(way: str, spec: ModelSpec, batch: int) -> float:
     """Megabytes by which this process grew at most while it built a model and made three steps; Linux only."""
     make_step(way, scaled(spec, 1), 32, torch.device("cpu"))()  # loads what torch loads at first use
     x, y = data_of(spec)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    restart_peak()
     before = resident_mb("VmRSS")
     step = make_step(way, spec, batch, torch.device("cpu"), (x, y))
     for _ in range(3):
         step()
     return resident_mb("VmHWM") - before
-
-
-def resident_mb(name: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith(name))
 
 
 def grown_memory_mb(way: str, parametrization: str, preset: str, k: int | None, batch: int, threads: int) -> float:
