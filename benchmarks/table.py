@@ -40,7 +40,7 @@ def step_table() -> str:
 
 
 def circuit_table() -> str:
-    """Markdown: a line for each circuit and way of results/circuit.json."""
+    """Markdown: a line for each circuit and way of results/circuit.json, and what is said of all of them."""
     report = json.loads((RESULTS / "circuit.json").read_text())
     lines = ["| circuit | core | total | way | images/s on one core | compiled in |", "|---|---|---|---|---|---|"]
     for row in report["results"]:
@@ -50,7 +50,14 @@ def circuit_table() -> str:
         )
         gates = f"{row['core']:,} | {row['total']:,}"
         lines.append(f"| {row['circuit']} | {gates} | {row['way']} | {millions} | {compiled} |")
-    lines.append(DIFFLOGIC)
+    lines += [
+        DIFFLOGIC,
+        "",
+        f"One core of: {report['machine']}, {report['native']}; medians, packing and class sums included.",
+    ]
+    images = {row["circuit"]: row["images_equal"] for row in report["results"] if "images_equal" in row}
+    for circuit, num in images.items():
+        lines.append(f"The logits of {circuit} were first found equal to the discrete model's on {num:,} test images.")
     return "\n".join(lines) + "\n"
 
 
@@ -78,10 +85,10 @@ def synthesis_table() -> str:
         fewer = 1 - found["median_abc_over_core"]
         lines.append(f"| {found['n']} random networks, medians | {core:,.0f} | {fewer:.0%} fewer | |")
     for row in report["circuits"]:
-        abc = f"none in {row['abc_s']:,.0f} s"
+        abc = f"not done in {row['abc_s']:,.0f} s"
         if row["abc"] is not None:
             abc = f"{row['abc']:,}: {1 - row['abc_over_core']:.0%} fewer, {row['abc_s']:,.0f} s"
-        cells = "nothing" if row["yosys_cells"] is None else f"{row['yosys_cells']:,} cells"
+        cells = "not done" if row["yosys_cells"] is None else f"{row['yosys_cells']:,} cells"
         lines.append(f"| {row['circuit']} | {row['core']:,} | {abc} | {cells} in {row['yosys_s']:,.0f} s |")
     return "\n".join(lines) + "\n"
 
