@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from .netlist import Circuit
@@ -56,11 +57,12 @@ def schedule(circuit: "Circuit") -> Program:
     per_class = len(circuit.outputs) // circuit.num_classes
     literals = list(zip(circuit.outputs.tolist(), circuit.inverted.tolist(), strict=True))
     adders = _Adders(operations, 1 + circuit.num_inputs + circuit.num_gates, per_class.bit_length())
-    for root in _convolved(circuit):
+    classes = [_merged(literals[start : start + per_class]) for start in range(0, len(literals), per_class)]
+    for root in _convolved(circuit, _needed(circuit, classes)):
         cones.compute(root)
     sums: list[int] = []
-    for start in range(0, len(literals), per_class):
-        for literal, times in _merged(literals[start : start + per_class]):
+    for merged in classes:
+        for literal, times in merged:
             cones.compute(literal[0])
             adders.add(literal, times)
         sums += adders.finish()
@@ -69,7 +71,21 @@ def schedule(circuit: "Circuit") -> Program:
     return Program(operations, part_ends, places, num_places, adders.num_bits)
 
 
-def _convolved(circuit: "Circuit") -> list[int]:
+def _needed(circuit: "Circuit", classes: list[list[tuple[Literal, int]]]) -> npt.NDArray[np.bool_]:
+    """Whether sums depend on a node. On some that outputs read they do not: a node and its complement always add 1."""
+    first = 1 + circuit.num_inputs
+    is_needed = bytearray(first + circuit.num_gates)
+    for merged in classes:
+        for (node, _), _ in merged:
+            is_needed[node] = 1
+    gates = zip(circuit.a[::-1].tolist(), circuit.b[::-1].tolist(), strict=True)
+    for node, (a, b) in zip(range(len(is_needed) - 1, first - 1, -1), gates, strict=True):
+        if is_needed[node]:
+            is_needed[a] = is_needed[b] = 1
+    return np.frombuffer(is_needed, np.bool_)
+
+
+def _convolved(circuit: "Circuit", is_needed: npt.NDArray[np.bool_]) -> list[int]:
     """Nodes that convolutions give to later layers, a convolution at a time, neighbours in the image together: they
     share what they read, and find it in the cache.
 
@@ -89,7 +105,7 @@ def _convolved(circuit: "Circuit") -> list[int]:
     roots: list[int] = []
     convolutions = sorted({*numbers} - {0})
     for number in convolutions[1:] or convolutions:
-        given = np.flatnonzero(is_given & (block == number)).tolist()
+        given = np.flatnonzero(is_given & is_needed & (block == number)).tolist()
         roots += sorted(given, key=lambda node: places[node])
     return roots
 

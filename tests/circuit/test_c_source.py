@@ -10,7 +10,7 @@ import torch
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
 from convlogic_core.circuit import Circuit
-from convlogic_core.circuit.c_program import PART_OPERATIONS, schedule
+from convlogic_core.circuit.c_program import PART_OPERATIONS, Program, schedule
 from convlogic_core.circuit.c_source import c_source
 from convlogic_core.circuit.evaluate import reference_sums
 from convlogic_core.circuit.netlist import Layer
@@ -152,12 +152,11 @@ def test_too_many_classes() -> None:
         c_source(circuit)
 
 
-def test_the_order_is_one_that_can_run_and_places_are_not_taken_while_in_use() -> None:
-    """Runs the program on one image, part by part, with nothing but the places between parts."""
-    circuit = random_circuit(5, (40,), 4 * PART_OPERATIONS, 200, 7).simplify()
+def check_program(circuit: Circuit) -> Program:
+    """Runs the program on one image, part by part, with nothing but the places between parts; all of it is used."""
     program = schedule(circuit)
     bits = np.random.default_rng(1).integers(0, 2, circuit.num_inputs).tolist()
-    kept = [None] * program.num_places
+    kept: list[int] = [0] * program.num_places
     start = 0
     for end in program.part_ends:
         values = dict(enumerate([0, *bits]))
@@ -170,4 +169,35 @@ def test_the_order_is_one_that_can_run_and_places_are_not_taken_while_in_use() -
     width = program.sum_bits
     sums = [sum(kept[k * width + i] << i for i in range(width)) for k in range(circuit.num_classes)]
     assert sums == circuit.sums(torch.tensor([bits], dtype=torch.uint8))[0].tolist()
+    bits_of_sums = {node for node, place in program.places.items() if place < width * circuit.num_classes}
+    read = {node for _, _, *read in program.operations for node in read} | bits_of_sums
+    assert not [operation for operation in program.operations if operation.node not in read]
+    return program
+
+
+def test_the_order_is_one_that_can_run_and_places_are_not_taken_while_in_use() -> None:
+    program = check_program(random_circuit(5, (40,), 4 * PART_OPERATIONS, 200, 7).simplify())
     assert program.num_places < len(program.operations) / 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_node_and_its_complement_are_a_one(seed: int) -> None:
+    """Few nodes, counted often, so that complements cancel and what led to them alone is not needed."""
+    rng = np.random.default_rng(seed)
+    conv = tuple(ConvSpec(4, kernel=3, tree_depth=2, residual_init=False) for _ in range(seed % 3))
+    model = build_model(ModelSpec((1, 12, 12), conv, (DenseSpec(72, residual_init=False),), 3, 1.0), seed)
+    circuit = Circuit.from_model(model, (1, 12, 12)).simplify()
+    last = np.flatnonzero(circuit.is_read)[-12:].astype(np.int32)
+    outputs, inverted = rng.choice(last, 18), rng.integers(0, 2, 18).astype(np.bool_)
+    outputs[1], inverted[1] = outputs[0], not inverted[0]
+    check_program(replace(circuit, outputs=outputs, inverted=inverted).simplify())
+
+
+def test_what_complements_leave_unused_is_not_written(tmp_path: Path) -> None:
+    """Of a convolution, compiled without a warning."""
+    model = build_model(ModelSpec((1, 6, 6), (ConvSpec(4, residual_init=False),), (DenseSpec(36),), 2, 1.0), seed=1)
+    circuit = Circuit.from_model(model, (1, 6, 6)).simplify()
+    deepest = int(circuit.node_depths().argmax())
+    outputs, inverted = np.array([deepest, deepest, 1, 2], np.int32), np.array([False, True, False, False])
+    circuit = replace(circuit, outputs=outputs, inverted=inverted)
+    check(circuit, built(circuit, tmp_path))
