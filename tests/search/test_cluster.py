@@ -43,11 +43,12 @@ def cluster(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that our actors' environment cannot use
         patch.setenv("PYTHONPATH", str(customized))
         patch.chdir(elsewhere)
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=2)
         yield cluster
         cluster.shutdown()
@@ -95,7 +96,7 @@ def checkpoints(events: list[Event]) -> dict[int, bytes]:
 
 
 def test_code_and_data_travel_to_nodes_that_have_neither(executor: RayExecutor, elsewhere: Path) -> None:
-    assert executor.describe() == "ray, 4 workers of 1 threads, CPU"
+    assert executor.describe() == "ray, 3 workers of 1 threads, CPU"
     seen = [in_worker(executor, actor, where) for actor in executor._idle]
     assert len({node for node, *_ in seen}) == 2
     from convlogic_core.ops import backend
@@ -108,21 +109,21 @@ def test_code_and_data_travel_to_nodes_that_have_neither(executor: RayExecutor, 
 
 def test_both_nodes_measure_what_this_process_does(executor: RayExecutor, dataset: Dataset) -> None:
     inline = InlineExecutor(dataset)
-    jobs = [job(2, trial=trial) for trial in range(4)]
+    jobs = [job(2, trial=trial) for trial in range(3)]
     expected: dict[int, bytes] = {}
     for each in jobs:
         executor.submit(each)
         inline.submit(each)
         expected |= checkpoints(finish(inline))
     assert not executor.has_room()
-    reached = checkpoints(finish(executor, 4))
+    reached = checkpoints(finish(executor, 3))
     assert reached == expected
     for each in jobs:  # and on, from the checkpoints that this process keeps
         executor.submit(replace(each, until_epoch=4, checkpoint=reached[each.trial]))
-    finished = finish(executor, 4)
+    finished = finish(executor, 3)
     assert {event.record.epoch for event in finished if isinstance(event, Progress)} == {3, 4}
-    inline.submit(replace(jobs[3], until_epoch=4, checkpoint=reached[3]))
-    assert checkpoints(finish(inline))[3] == checkpoints(finished)[3]
+    inline.submit(replace(jobs[2], until_epoch=4, checkpoint=reached[2]))
+    assert checkpoints(finish(inline))[2] == checkpoints(finished)[2]
 
 
 def test_a_lost_nodes_trials_go_on_on_the_other(executor: RayExecutor, cluster: Any, dataset: Dataset) -> None:
@@ -131,19 +132,19 @@ def test_a_lost_nodes_trials_go_on_on_the_other(executor: RayExecutor, cluster: 
     (second,) = cluster.worker_nodes
     on_second = [node == second.node_id for node in nodes][::-1]  # the last at rest is the first to get a job
     assert sum(on_second) == 2
-    for trial in range(4):
+    for trial in range(3):
         executor.submit(job(100_000, trial=trial))
     begun: set[int] = set()
-    while len(begun) < 4:
+    while len(begun) < 3:
         begun |= {event.job.trial for event in executor.wait(10.0)}
     cluster.remove_node(second, allow_graceful=False)
     broken = [event for event in finish(executor, 2) if isinstance(event, Broken)]
-    assert {event.job.trial for event in broken} == {trial for trial in range(4) if on_second[trial]}
+    assert {event.job.trial for event in broken} == {trial for trial in range(3) if on_second[trial]}
     assert {(event.cause, event.retry) for event in broken} == {("worker died", True)}
     assert all("\n" not in event.message for event in broken)
     assert not executor.has_room() and len(executor._starting) == 2
-    executor._trial_timeout_s = 0.0  # end the other two
-    assert {event.cause for event in finish(executor, 2) if isinstance(event, Broken)} == {"timeout"}
+    executor._trial_timeout_s = 0.0  # end the other one
+    assert {event.cause for event in finish(executor) if isinstance(event, Broken)} == {"timeout"}
     executor._trial_timeout_s = None
     while not executor.has_room():
         assert executor.wait(1.0) == []
@@ -153,8 +154,8 @@ def test_a_lost_nodes_trials_go_on_on_the_other(executor: RayExecutor, cluster: 
     inline.submit(lost)
     assert checkpoints(finish(executor)) == checkpoints(finish(inline))
     cluster.add_node(num_cpus=2)
-    deadline = time.monotonic() + 60
-    while len(executor._idle) < 4:
+    deadline = time.monotonic() + 120
+    while len(executor._idle) < 3:
         assert executor.wait(1.0) == [] and time.monotonic() < deadline
 
 
@@ -163,7 +164,7 @@ def test_workers_that_import_other_code_are_refused(executor: RayExecutor, monke
     executor._ray.kill(executor._idle.pop())
     executor._start_worker()
     with pytest.raises(Failure, match=r"on \S+ workers import other code than this: .* pip uninstall it there"):
-        for _ in range(60):
+        for _ in range(120):
             executor.wait(1.0)
 
 

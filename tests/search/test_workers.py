@@ -20,6 +20,7 @@ from search.config import study_config
 from search.data import Dataset
 from search.errors import Failure, UsageError
 from search.jobs import Job, Worker
+from search.packages import code_digest
 from search.placement import Node, Placement
 from search.ray_workers import RayExecutor, actor_options
 from search.training import EpochRecord
@@ -38,6 +39,7 @@ def ray() -> Iterator[Any]:
         warnings.simplefilter("ignore")
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that our actors' environment cannot use
         import ray
         from ray import cloudpickle
 
@@ -48,13 +50,21 @@ def ray() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def executor(ray: Any, dataset: Dataset) -> Iterator[RayExecutor]:
+def shared_executor(ray: Any, dataset: Dataset) -> Iterator[RayExecutor]:
     """Two workers on a machine of four cores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayExecutor, "_nodes", lambda executor: [Node(4, NUM_GPUS)])
         executor = RayExecutor(study_config(workers=2, gpus_per_trial=0.0), dataset)
         yield executor
         executor.close()
+
+
+@pytest.fixture
+def executor(shared_executor: RayExecutor) -> RayExecutor:
+    """With one worker at rest at least; another, replaced in the test before, may still be starting: `refilled`."""
+    while not shared_executor.has_room():
+        assert shared_executor.wait(10.0) == []
+    return shared_executor
 
 
 def job(until_epoch: int = 2, checkpoint: bytes | None = None, trial: int = 0, **params: Any) -> Job:
@@ -102,6 +112,7 @@ def test_ray_and_inline_give_the_same(executor: RayExecutor, dataset: Dataset) -
         inline.submit(each)
         assert not inline.has_room()
         expected += finish(inline)
+    refilled(executor)
     for each in jobs[:2]:
         assert executor.has_room()
         executor.submit(each)
@@ -136,7 +147,7 @@ def test_what_a_job_cannot_do_is_told_without_a_retry(executor: RayExecutor, dat
 
 def test_cores_are_divided_among_the_workers(ray: Any, executor: RayExecutor) -> None:
     assert executor.describe() == "ray, 2 workers of 2 threads, CPU"
-    for actor in executor._idle:
+    for actor in refilled(executor):
         seen = in_worker(ray, actor, lambda worker: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]))
         assert seen == (2, "2")
 
@@ -170,7 +181,7 @@ def test_a_worker_that_cannot_use_its_gpu_does_not_fall_back_to_the_cpu(dataset:
 
 
 def test_a_killed_worker_is_told_and_replaced(ray: Any, executor: RayExecutor) -> None:
-    pid = in_worker(ray, executor._idle[-1], lambda worker: os.getpid())
+    pid = in_worker(ray, refilled(executor)[-1], lambda worker: os.getpid())
     executor.submit(job(100_000))
     while not executor.wait(10.0):
         pass
@@ -313,16 +324,28 @@ def test_rays_memory_monitor_is_told_as_such(ray: Any, executor: RayExecutor) ->
     assert executor._cause(ray.exceptions.ActorDiedError(), run) == "worker died"
 
 
-class Unable(Worker):
+class Light:
+    """A worker up to its first job: without PyTorch, which takes seconds to import."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def ready(self) -> tuple[str, str]:
+        return "here", code_digest()
+
+    def run(self, job: Any) -> Iterator[Any]:
+        yield from ()
+
+
+class Unable(Light):
     def __init__(self, *_: Any) -> None:
         raise RuntimeError("no worker today")
 
 
-@pytest.mark.slow
 def test_a_worker_that_cannot_be_replaced_ends_the_command_in_the_end(
     ray: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RayExecutor, "_nodes", lambda executor: [Node(1, 0)])
+    monkeypatch.setattr(ray_workers, "Worker", Light)
     with contextlib.closing(RayExecutor(study_config(workers=1, gpus_per_trial=0.0), dataset)) as lonely:
         pid = in_worker(ray, lonely._idle[-1], lambda worker: os.getpid())
         monkeypatch.setattr(ray_workers, "Worker", Unable)
@@ -350,7 +373,7 @@ def test_workers_that_find_no_room_are_not_waited_for_without_end(
 
 def test_closing_ends_the_workers_and_leaves_a_cluster_that_was_there(ray: Any, executor: RayExecutor) -> None:
     """The last: no worker is left for others."""
-    actor = executor._idle[0]
+    actor = executor._idle[0]  # one that is at rest; another that still starts is ended too
     executor.close()
     assert ray.is_initialized()
     with pytest.raises(ray.exceptions.RayActorError):
