@@ -100,6 +100,7 @@ def main() -> None:
             try:
                 num_kills = chaos.run_study(driver)
                 views = assert_sound(driver, arguments.trials, num_kills)
+                driver.wait_until_gone(but="$")
             except AssertionError as error:
                 violations += 1
                 print(f"study {number}: VIOLATION {error}", flush=True)

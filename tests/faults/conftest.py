@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from search import tracking
-from tests.faults.forked import ForkedDriver
+from tests.faults.forked import RAYS_AGENTS, ForkedDriver
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,8 +24,21 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def ended() -> Iterator[list[ForkedDriver]]:
+    """Drivers of tests that are over: at the very end nothing of theirs is left, nor any of Ray's slow agents."""
+    drivers: list[ForkedDriver] = []
+    yield drivers
+    try:
+        for each in drivers:
+            each.wait_until_gone(but="$")
+    finally:
+        for each in drivers:
+            each.kill_all()
+
+
 @pytest.fixture
-def driver(tmp_path: Path, empty_store: Path) -> Iterator[Callable[..., ForkedDriver]]:
+def driver(tmp_path: Path, empty_store: Path, ended: list[ForkedDriver]) -> Iterator[Callable[..., ForkedDriver]]:
     """Makes drivers of the tiny space in a folder of the test's own."""
     made: list[ForkedDriver] = []
 
@@ -37,4 +50,5 @@ def driver(tmp_path: Path, empty_store: Path) -> Iterator[Callable[..., ForkedDr
 
     yield make
     for each in made:
-        each.kill_all()
+        each.kill_all(but=RAYS_AGENTS)
+    ended.extend(made)

@@ -1,6 +1,7 @@
 """Drivers as processes that are forked from one which has imported everything: ready at once, and killed for real.
 
-A fault may be put into a driver: at the n-th time that it reaches a point, it is killed or the call fails.
+A fault may be put into a driver: at the n-th time that it reaches a point, it is killed or the call fails. Or a driver
+is held at its first epoch, so that a test has all the time it needs to do something to it in the midst of a rung.
 """
 
 import errno
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import optuna
 import torch
@@ -35,6 +36,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
 
 Point = Literal["ask", "submit", "epoch", "checkpoint", "result", "tell", "disk"]
+RAYS_AGENTS = r"ray::(?:Dashboard|RuntimeEnv)Agent"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Fault:
     action: Literal["kill", "disk full", "clock back"] = "kill"
 
 
+@dataclass(frozen=True)
+class Held:
+    """From its first epoch on the driver learns of nothing, though its workers go on, until it is let go."""
+
+    begun: ClassVar[str] = "held.txt"
+    ended: ClassVar[str] = "let_go.txt"
+
+
 @dataclass
 class ForkedDriver:
     """`search.run` in a folder, as often as one likes. What it starts inherits the mark in its environment."""
@@ -55,6 +65,7 @@ class ForkedDriver:
     study: str = "tiny"
     storage: str = ""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: list[multiprocessing.process.BaseProcess] = field(default_factory=list)
 
     @property
     def output(self) -> str:
@@ -69,13 +80,21 @@ class ForkedDriver:
             "sqlite:///studies", f"sqlite:///{self.folder}/studies"
         )
 
-    def start(self, fault: Fault | None = None, **environment: str) -> multiprocessing.process.BaseProcess:
+    def start(self, fault: Fault | Held | None = None, **environment: str) -> multiprocessing.process.BaseProcess:
         arguments = (*self.arguments, "--study", self.study)
         arguments += ("--storage", self.storage) if self.storage else ()
         environment |= {"CONVLOGIC_TEST": self.mark, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        environment["RAY_prestart_worker_first_driver"] = "0"  # processes that ours, of another environment, cannot use
         process = CONTEXT.Process(target=_drive, args=(str(self.folder), arguments, fault, environment))
         process.start()
+        self.started.append(process)
+        if isinstance(fault, Held):
+            self.wait_for((self.folder / Held.begun).exists)
         return process
+
+    def let_go(self) -> None:
+        """One that is held goes on."""
+        (self.folder / Held.ended).touch()
 
     def end(self, fault: Fault | None = None, **environment: str) -> int:
         """Run one to its end; its exit code, that of a signal negative."""
@@ -84,7 +103,9 @@ class ForkedDriver:
         assert process.exitcode is not None, self.output
         return process.exitcode
 
-    def finish(self) -> None:
+    def finish(self, *more: str) -> None:
+        """Run one that must get there, with more arguments, of which the last count."""
+        self.arguments += more
         assert self.end() == 0, self.output
 
     def wait_for(self, seen: Callable[[], Any], within_s: float = 100.0) -> Any:
@@ -113,19 +134,20 @@ class ForkedDriver:
                 continue
         return alive
 
-    def wait_until_gone(self) -> None:
-        """No process is left. Ray's own agents try for a minute to tell that their node died."""
-        self.wait_for(lambda: not self.processes())
+    def wait_until_gone(self, but: str = RAYS_AGENTS) -> None:
+        """No process is left but such: Ray's own agents try for a minute to tell that their node died."""
+        self.wait_for(lambda: all(re.match(but, line) for line in self.processes().values()))
 
-    def kill_all(self) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        for process in multiprocessing.active_children():
+    def kill_all(self, but: str = "$") -> None:
+        for pid, line in self.processes().items():
+            if not re.match(but, line):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
             process.kill()
             process.join()
 
 
-def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | None, environment: dict[str, str]) -> None:
+def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | Held | None, environment: dict[str, str]) -> None:
     """In the forked process, a group of its own as a terminal makes one: what `python -m search.run` does."""
     os.setsid()
     os.chdir(folder)
@@ -141,12 +163,12 @@ def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | None, environ
     SPACES[TINY.name] = TINY
     sys.argv = ["search.run", *arguments]
     _observe_executor(fault)
-    if fault is not None:
+    if isinstance(fault, Fault):
         _arm(fault)
     run_command(run)
 
 
-def _observe_executor(fault: Fault | None) -> None:
+def _observe_executor(fault: Fault | Held | None) -> None:
     """Note every epoch that was trained, where a kill does not undo it."""
     make_executor = session.make_executor
     log = os.open("epochs.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -162,10 +184,18 @@ def _observe_executor(fault: Fault | None) -> None:
                     os.write(log, f"{event.job.trial} {event.record.epoch}\n".encode())
             return events
 
-        executor.wait = observed  # type: ignore[method-assign]
-        if fault is not None and fault.point == "submit":
+        def held(timeout_s: float) -> Any:
+            events = observed(timeout_s)
+            while events and not Path(Held.ended).exists():
+                Path(Held.begun).touch()
+                events += observed(0.01)
+                time.sleep(0.01)
+            return events
+
+        executor.wait = held if isinstance(fault, Held) else observed  # type: ignore[method-assign]
+        if isinstance(fault, Fault) and fault.point == "submit":
             _after(executor, "submit", fault)
-        if fault is not None and fault.point == "epoch":
+        if isinstance(fault, Fault) and fault.point == "epoch":
             _after(executor, "wait", fault, lambda *args, result: any(isinstance(event, Progress) for event in result))
         return executor
 

@@ -8,10 +8,10 @@ import pytest
 
 from search import interrupt
 from search.storage import TrialView, trial_views
-from tests.faults.forked import ForkedDriver
+from tests.faults.forked import ForkedDriver, Held
 from tests.faults.invariants import assert_sound, load_study
 
-RUNGS = (10, 30, 90)
+RUNGS = (3, 9, 27)
 TRIALS = 4
 pytestmark = [
     pytest.mark.slow,
@@ -22,18 +22,21 @@ pytestmark = [
     ),
 ]
 Make = Callable[..., ForkedDriver]
-OPTIONS = ("--trials", str(TRIALS), "--epochs", str(RUNGS[-1]))
+OPTIONS = ("--trials", str(TRIALS), "--epochs", str(RUNGS[-1]), "--limit-train", "60")
+INLINE = ("--executor", "inline")  # goes on with any study, and starts in a moment
 
 
 def interrupted(driver: ForkedDriver, num_workers: int, times: int) -> list[TrialView]:
     """Run until every worker has a trial, then interrupt; the second time once the first was told. What is stored."""
-    process = driver.start()
+    process = driver.start(Held())
     assert process.pid is not None
-    driver.wait_for(lambda: driver.output.count("asked") >= num_workers)
+    assert driver.output.count("asked") == num_workers
     os.killpg(process.pid, signal.SIGINT)
+    driver.wait_for(lambda: interrupt.FIRST in driver.output)
     if times == 2:
-        driver.wait_for(lambda: interrupt.FIRST in driver.output)
         os.killpg(process.pid, signal.SIGINT)
+    else:
+        driver.let_go()
     process.join(100)
     seen = driver.output
     assert process.exitcode == 130, seen
@@ -53,7 +56,7 @@ def test_the_first_lets_rungs_end_and_starts_nothing(driver: Make, executor: tup
     assert all(view.epoch == RUNGS[0] for view in views)
     kept = {f"trial_{view.number:05d}_epoch_{RUNGS[0]}.checkpoint" for view in running}
     assert {path.name for path in (stopped.folder / "studies/tiny/checkpoints").iterdir()} == kept
-    stopped.finish()
+    stopped.finish(*INLINE)
     assert_sound(stopped, TRIALS, num_faults=0)
 
 
@@ -61,5 +64,5 @@ def test_the_second_stops_at_once(driver: Make, executor: tuple[str, ...], num_w
     stopped = driver(*OPTIONS, *executor)
     views = interrupted(stopped, num_workers, times=2)
     assert [(view.state, view.epoch) for view in views] == [("running", 0)] * num_workers
-    stopped.finish()
+    stopped.finish(*INLINE)
     assert_sound(stopped, TRIALS, num_faults=1)

@@ -29,8 +29,8 @@ def kill_after(driver: ForkedDriver, num_lines: int, delay_s: float) -> None:
 
 
 def test_a_killed_driver_is_followed_by_one_that_ends_at_the_total(driver: Make) -> None:
-    killed = driver(*RAY, "--trials", str(TRIALS), "--max-gates", str(MAX_GATES))
-    num_lines, delay_s = random.randint(1, TRIALS), random.uniform(0, 0.3)
+    killed = driver(*RAY, "--trials", str(TRIALS), "--max-gates", str(MAX_GATES), "--epochs", "45")
+    num_lines, delay_s = random.randint(1, TRIALS), random.uniform(0, 0.2)
     kill_after(killed, num_lines, delay_s)  # two lines a trial at least: this is before the end
     print(f"killed {delay_s:.3f} s after line {num_lines}:\n{killed.output}")
     assert "What next" not in killed.output

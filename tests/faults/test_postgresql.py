@@ -49,7 +49,7 @@ def test_a_study_is_run_killed_and_resumed(driver: Make, url: str) -> None:
 
 
 def test_a_second_driver_is_refused_until_the_first_is_killed(driver: Make, url: str) -> None:
-    long = (*INLINE[:3], "900", *INLINE[4:])
+    long = (*INLINE[:3], "100000", *INLINE[4:])
     first, second = driver(*long, storage=url, study="held"), driver(*long, storage=url, study="held")
     process = first.start()
     epochs = first.folder / "epochs.txt"

@@ -1,24 +1,52 @@
 """What surrounds a driver fails: the database is busy, the disk full, MLflow away, the clock wrong, a file damaged."""
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
 from search.storage import study_uid
 from search.tracking import Tracker
-from tests.faults.forked import Fault, ForkedDriver
+from tests.faults.forked import Fault, ForkedDriver, Held
 from tests.faults.invariants import assert_mlflow_shows, assert_sound, load_study
 
 TRIALS = 3
 INLINE = ("--executor", "inline", "--limit-train", "60", "--trials", str(TRIALS))
 SHORT = (*INLINE, "--epochs", "9")
-LONG = (*INLINE, "--epochs", "900")  # as long as the test likes
+LONG = (*INLINE, "--epochs", "100000")  # as long as the test likes
 Make = Callable[..., ForkedDriver]
+pytestmark = pytest.mark.usefixtures("locked")
+
+
+@dataclass
+class Locked:
+    """A driver whose database somebody else has locked."""
+
+    driver: ForkedDriver
+    process: BaseProcess
+    connection: sqlite3.Connection
+    since: float
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Locked]:
+    """Locked while the other tests go on, and they take no longer for it: its driver does nothing."""
+    held = ForkedDriver(tmp_path_factory.mktemp("locked"), ("--space", "tiny", "--sampler", "random", *SHORT))
+    shutil.copy(empty_store, held.folder / "mlflow.db")
+    process = held.start(Held())
+    connection = lock(held)
+    held.let_go()
+    yield Locked(held, process, connection, time.monotonic())
+    connection.close()
+    held.kill_all()
 
 
 def until_it_trains(driver: ForkedDriver) -> None:
@@ -46,25 +74,11 @@ def test_two_drivers(driver: Make) -> None:
     assert len(errors(second)) == 1
 
 
-@pytest.mark.slow
-def test_a_database_locked_for_half_a_minute_is_waited_for(driver: Make) -> None:
-    held = driver(*SHORT)
-    process = held.start()
-    until_it_trains(held)
-    connection = lock(held)
-    time.sleep(30)
-    assert process.is_alive()
-    connection.close()
-    process.join(100)
-    assert process.exitcode == 0, held.output
-    assert_sound(held, TRIALS, num_faults=0)
-
-
 def test_a_database_locked_for_longer_than_that_stops_a_driver(driver: Make) -> None:
     held = driver(*SHORT)
-    process = held.start(CONVLOGIC_TEST_BUSY_S="1")
-    until_it_trains(held)
+    process = held.start(Held(), CONVLOGIC_TEST_BUSY_S="1")
     connection = lock(held)
+    held.let_go()
     process.join(100)
     connection.close()
     assert process.exitcode == 1
@@ -122,3 +136,14 @@ def test_a_clock_set_back(driver: Make) -> None:
     views = assert_sound(jumping, TRIALS, num_faults=0)
     times = [record.timestamp_ms for view in views for record in view.records]
     assert times != sorted(times)
+
+
+@pytest.mark.slow
+def test_a_database_locked_for_half_a_minute_is_waited_for(locked: Locked) -> None:
+    """The last: it was locked before the first."""
+    time.sleep(max(0.0, locked.since + 30 - time.monotonic()))
+    assert locked.process.is_alive()
+    locked.connection.close()
+    locked.process.join(100)
+    assert locked.process.exitcode == 0, locked.driver.output
+    assert_sound(locked.driver, TRIALS, num_faults=0)

@@ -10,7 +10,7 @@ from tests.faults.forked import ForkedDriver
 from tests.faults.invariants import assert_sound
 
 TRIALS = 3
-RAY = ("--executor", "ray", "--workers", "2", "--epochs", "90", "--limit-train", "60", "--trials", str(TRIALS))
+RAY = ("--executor", "ray", "--workers", "2", "--epochs", "270", "--limit-train", "60", "--trials", str(TRIALS))
 TRAINING = r"ray::\w*Worker\.run"
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def test_a_worker_killed_in_a_rung(driver: Callable[..., ForkedDriver], with_dri
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        killed.finish()
+        killed.finish("--executor", "inline")  # on Ray again: test_kill.py
     else:
         process.join(200)
         assert process.exitcode == 0, killed.output
