@@ -168,8 +168,8 @@ void logic_forest_backward(Address grad_y, Address x, Address leaves, Address ga
         const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
                                                 pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(forest_backward, forest, gradients));
-        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees * gates, wiring.rows(),
-                           threads, pointer<Scalar>(grad_coefficients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees, int(gates),
+                           forest.coefficients, wiring.rows(), threads, pointer<Scalar>(grad_coefficients));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
@@ -234,8 +234,8 @@ void logic_tree_backward(Address grad_y, Address x, Address selection, Address c
         const TreeConvGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<uint8_t>(winner),
                                                   pointer<Scalar>(grad_x), pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(tree_conv_backward, conv, gradients));
-        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels * gates, nullptr,
-                           threads, pointer<Scalar>(grad_coefficients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, tree_blocks(batch).count, kernels, int(gates),
+                           conv.coefficients, nullptr, threads, pointer<Scalar>(grad_coefficients));
     };
     itemsize == 4 ? run(float()) : run(double());
 }

@@ -29,7 +29,8 @@ template <class Scalar>
 void conv_tile_forward(int depth, int pool, const ConvTile<Scalar>& conv, const Scalar* planes, Scalar* y,
                        const OutputStrides& y_strides, uint8_t* winner, const OutputStrides& winner_strides);
 
-// Adds to the planes grad_x (null: not needed) and writes the coefficients' gradients to partials, or adds them.
+// Adds to the planes grad_x (null: not needed) and writes the coefficients' gradients, which `complete_sums` completes,
+// to partials, or adds them.
 template <class Scalar>
 void conv_tile_backward(int depth, int pool, const ConvTile<Scalar>& conv, const Scalar* planes, const Scalar* grad_y,
                         const OutputStrides& y_strides, const uint8_t* winner, const OutputStrides& winner_strides,

@@ -12,8 +12,9 @@ void forward(const Scalar* logits, int64_t gates, int threads, Scalar* coefficie
         const GateRange range(first, gates);
         typename Rule::Values values;
         range.load_values(logits, values);
-        const Rule rule(values);
-        for (int n = 0; n < gates_at_once; ++n) store_four(coefficients + 4 * range.index[n], rule.coefficients(n));
+        Four<Scalar> of_gate[gates_at_once];
+        Rule(values).coefficients(of_gate);
+        for (int n = 0; n < gates_at_once; ++n) store_four(coefficients + 4 * range.index[n], of_gate[n]);
     }
 }
 
@@ -26,8 +27,7 @@ void backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gat
         range.load_values(logits, values);
         Four<Scalar> gradients[gates_at_once];
         for (int n = 0; n < gates_at_once; ++n) gradients[n] = load_four(grad_coefficients + 4 * range.index[n]);
-        const Rule rule(values);
-        rule.gradient(gradients, values);
+        Rule(values).gradient(gradients, values);
         range.store_values(grad_logits, values);
     }
 }

@@ -66,26 +66,27 @@ struct TreeConvGradients {
 // Memory of this thread, aligned to 64 bytes, valid until its next call; null where there is none left.
 void* scratch(size_t bytes);
 
-// False where scratch memory ran out. sum_partials writes the sums of gate g to row rows[g], or g where rows is null.
-#define CONVLOGIC_DECLARE_KERNELS(isa)                                                                         \
-    namespace isa {                                                                                            \
-    template <class Scalar>                                                                                    \
-    bool forest_forward(const Forest<Scalar>&, Scalar* y);                                                     \
-    template <class Scalar>                                                                                    \
-    bool forest_backward(const Forest<Scalar>&, const ForestGradients<Scalar>&);                               \
-    template <class Scalar>                                                                                    \
-    bool tree_conv_forward(const TreeConv<Scalar>&, Scalar* y, uint8_t* winner);                               \
-    template <class Scalar>                                                                                    \
-    bool tree_conv_backward(const TreeConv<Scalar>&, const TreeConvGradients<Scalar>&);                        \
-    template <class Scalar>                                                                                    \
-    void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads, \
-                      Scalar* total);                                                                          \
-    template <class Scalar>                                                                                    \
-    void gate_coefficients_forward(const Scalar* logits, int64_t gates, int num_logits, int threads,           \
-                                   Scalar* coefficients);                                                      \
-    template <class Scalar>                                                                                    \
-    void gate_coefficients_backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gates,      \
-                                    int num_logits, int threads, Scalar* grad_logits);                         \
+// False where scratch memory ran out. sum_partials adds the blocks up and completes each tree's sums (`complete_sums`);
+// those of gate g go to row rows[g], or g where rows is null.
+#define CONVLOGIC_DECLARE_KERNELS(isa)                                                                              \
+    namespace isa {                                                                                                 \
+    template <class Scalar>                                                                                         \
+    bool forest_forward(const Forest<Scalar>&, Scalar* y);                                                          \
+    template <class Scalar>                                                                                         \
+    bool forest_backward(const Forest<Scalar>&, const ForestGradients<Scalar>&);                                    \
+    template <class Scalar>                                                                                         \
+    bool tree_conv_forward(const TreeConv<Scalar>&, Scalar* y, uint8_t* winner);                                    \
+    template <class Scalar>                                                                                         \
+    bool tree_conv_backward(const TreeConv<Scalar>&, const TreeConvGradients<Scalar>&);                             \
+    template <class Scalar>                                                                                         \
+    void sum_partials(const Scalar* partials, int64_t blocks, int64_t trees, int gates, const Scalar* coefficients, \
+                      const int32_t* rows, int threads, Scalar* total);                                             \
+    template <class Scalar>                                                                                         \
+    void gate_coefficients_forward(const Scalar* logits, int64_t gates, int num_logits, int threads,                \
+                                   Scalar* coefficients);                                                           \
+    template <class Scalar>                                                                                         \
+    void gate_coefficients_backward(const Scalar* logits, const Scalar* grad_coefficients, int64_t gates,           \
+                                    int num_logits, int threads, Scalar* grad_logits);                              \
     }
 
 CONVLOGIC_DECLARE_KERNELS(baseline)

@@ -53,34 +53,32 @@ struct Rows {
     int64_t stride, lanes;
 };
 
-// Backward of one tree for the samples first .. end - 1, at most as many as TreeBackward takes. A gradient is added to
-// its row or, where the row has no value yet, written.
-template <class Scalar, int depth, bool needs_grad_x, bool ragged, class Partials>
-CONVLOGIC_INLINE void backward_chunk(const Scalar* c, const Scalar* const* row, Scalar* const* grad_row,
-                                     const bool* is_first, const Scalar* grad_y, int64_t first, int64_t end,
-                                     const Partials& partials, bool accumulate) {
-    using Backward = TreeBackward<Scalar, depth>;
+// Backward of one tree for some whole vectors of samples from `first` on, or for one with so many lanes. A gradient is
+// added to its row or, where the row has no value yet, written.
+template <class Scalar, int depth, int in_flight, bool needs_grad_x, int num_gates>
+CONVLOGIC_INLINE void backward_vectors(const Scalar* c, const Scalar* const* row, Scalar* const* grad_row,
+                                       const bool* is_first, const Scalar* grad_y, int64_t first, int64_t lanes,
+                                       GateSums<Scalar> (&sums)[num_gates]) {
     constexpr int width = vector_width<Scalar>;
-    Backward backward;
-    const int vectors = int((end - first + width - 1) / width);
-    const auto lanes_of = [=](int i) { return ragged ? end - first - i * width : width; };
-    for (int i = 0; i < vectors; ++i)
-        backward.gradient[Backward::num_gates - 1][i] = load(grad_y + first + i * width, lanes_of(i));
-    const auto leaf = [&](int l, int i) { return load(row[l] + first + i * width, lanes_of(i)); };
-    const auto leaf_gradient = [&](int l, int i, Vector<Scalar> v) {
-        Scalar* to = grad_row[l] + first + i * width;
-        store(to, is_first[l] ? v : v + load(to, lanes_of(i)), lanes_of(i));
-    };
-    backward.template run<needs_grad_x>(c, vectors, leaf, leaf_gradient, partials, accumulate);
+    Vector<Scalar> root[in_flight];
+    for (int i = 0; i < in_flight; ++i) root[i] = load(grad_y + first + i * width, lanes);
+    tree_backward<Scalar, depth, in_flight, needs_grad_x>(
+        c, [&](int l, int i) { return load(row[l] + first + i * width, lanes); }, root,
+        [&](int l, int i, Vector<Scalar> v) {
+            Scalar* to = grad_row[l] + first + i * width;
+            store(to, is_first[l] ? v : v + load(to, lanes), lanes);
+        },
+        [&](auto gate, auto is_root, const auto& grad, const auto& a, const auto& b) {
+            for (int i = 0; i < in_flight; ++i) sums[gate.number].template add<is_root.number>(grad[i], a[i], b[i]);
+        });
 }
 
 // grad_y and partials begin with the first sample of rows; `written` holds a byte a feature.
 template <class Scalar, int depth, bool needs_grad_x>
 void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const Scalar* grad_y, int64_t block_lanes,
-                   Scalar* partials, bool accumulate, uint8_t* written) {
-    using Backward = TreeBackward<Scalar, depth>;
-    constexpr int num_leaves = Backward::num_leaves, num_gates = Backward::num_gates;
-    constexpr int64_t chunk = Backward::max_vectors * vector_width<Scalar>;
+                   Scalar* partials, uint8_t* written) {
+    constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, width = vector_width<Scalar>;
+    constexpr int in_flight = depth < 3 ? 4 : 2;
     if (needs_grad_x) memset(written, 0, size_t(forest.features));
     int64_t group = 0, in_group = 0;
     for (int64_t k = 0; k < forest.trees; ++k) {
@@ -102,19 +100,18 @@ void backward_rows(const Forest<Scalar>& forest, const Rows<Scalar>& rows, const
             }
         }
         for (int64_t start = 0; start < rows.lanes; start += block_lanes) {
-            const int64_t stop = smaller(start + block_lanes, rows.lanes);
-            const auto partial = [&](int g) {
-                return partials + ((start / block_lanes * forest.trees + k) * num_gates + g) * 4;
-            };
-            for (int64_t first = start; first < stop; first += chunk) {
-                const int64_t end = smaller(first + chunk, stop);
-                if ((end - first) % vector_width<Scalar> == 0)
-                    backward_chunk<Scalar, depth, needs_grad_x, false>(c, row, grad_row, is_first, upstream, first, end,
-                                                                       partial, accumulate || first > start);
-                else
-                    backward_chunk<Scalar, depth, needs_grad_x, true>(c, row, grad_row, is_first, upstream, first, end,
-                                                                      partial, accumulate || first > start);
-            }
+            const int64_t end = smaller(start + block_lanes, rows.lanes);
+            GateSums<Scalar> sums[num_gates];
+            int64_t lane = start;
+            for (; lane + in_flight * width <= end; lane += in_flight * width)
+                backward_vectors<Scalar, depth, in_flight, needs_grad_x>(c, row, grad_row, is_first, upstream, lane,
+                                                                         width, sums);
+            for (; lane < end; lane += width)
+                backward_vectors<Scalar, depth, 1, needs_grad_x>(c, row, grad_row, is_first, upstream, lane, end - lane,
+                                                                 sums);
+            Four<Scalar> totals[num_gates];
+            for (int g = 0; g < num_gates; ++g) totals[g] = sums[g].total();
+            write_totals<Scalar>(totals, partials + (start / block_lanes * forest.trees + k) * num_gates * 4, false);
         }
     }
     if (!needs_grad_x) return;
@@ -230,11 +227,9 @@ bool backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>& gradi
         const Rows<Scalar> rows{forest.x + first, gradients.x + first, forest.batch, end - first};
         Scalar* partials = gradients.partials + first_block * forest.trees * 4 * ((1 << depth) - 1);
         if (gradients.x)
-            backward_rows<Scalar, depth, true>(forest, rows, gradients.y + first, blocks.lanes, partials, false,
-                                               written);
+            backward_rows<Scalar, depth, true>(forest, rows, gradients.y + first, blocks.lanes, partials, written);
         else
-            backward_rows<Scalar, depth, false>(forest, rows, gradients.y + first, blocks.lanes, partials, false,
-                                                written);
+            backward_rows<Scalar, depth, false>(forest, rows, gradients.y + first, blocks.lanes, partials, written);
     }
     return complete;
 }
@@ -252,14 +247,18 @@ bool forest_backward(const Forest<Scalar>& forest, const ForestGradients<Scalar>
 }
 
 template <class Scalar>
-void sum_partials(const Scalar* partials, int64_t blocks, int64_t gates, const int32_t* rows, int threads,
-                  Scalar* total) {
+void sum_partials(const Scalar* partials, int64_t blocks, int64_t trees, int gates, const Scalar* coefficients,
+                  const int32_t* rows, int threads, Scalar* total) {
+    constexpr int max_gates = 15;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t gate = 0; gate < gates; ++gate) {
-        Scalar sum[4] = {};
+    for (int64_t tree = 0; tree < trees; ++tree) {
+        const int64_t first = tree * gates;
+        Scalar sums[4 * max_gates] = {};
         for (int64_t block = 0; block < blocks; ++block)
-            for (int i = 0; i < 4; ++i) sum[i] += partials[(block * gates + gate) * 4 + i];
-        memcpy(total + 4 * int64_t(rows ? rows[gate] : gate), sum, sizeof sum);
+            for (int i = 0; i < 4 * gates; ++i) sums[i] += partials[(block * trees * gates + first) * 4 + i];
+        complete_sums<Scalar>(gates, coefficients + 4 * first, sums);
+        for (int g = 0; g < gates; ++g)
+            memcpy(total + 4 * int64_t(rows ? rows[first + g] : first + g), sums + 4 * g, 4 * sizeof(Scalar));
     }
 }
 
@@ -267,7 +266,7 @@ template bool forest_forward(const Forest<float>&, float*);
 template bool forest_forward(const Forest<double>&, double*);
 template bool forest_backward(const Forest<float>&, const ForestGradients<float>&);
 template bool forest_backward(const Forest<double>&, const ForestGradients<double>&);
-template void sum_partials(const float*, int64_t, int64_t, const int32_t*, int, float*);
-template void sum_partials(const double*, int64_t, int64_t, const int32_t*, int, double*);
+template void sum_partials(const float*, int64_t, int64_t, int, const float*, const int32_t*, int, float*);
+template void sum_partials(const double*, int64_t, int64_t, int, const double*, const int32_t*, int, double*);
 
 }  // namespace convlogic::CONVLOGIC_ISA

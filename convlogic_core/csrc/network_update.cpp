@@ -37,21 +37,33 @@ void update(const Network& net, const LogitLayer& layer, bool discrete, const Ad
             range.load_values(layer.mean, mean);
             range.load_values(layer.variance, variance);
             Rule(logits).gradient(upstream, gradient);
-            for (int n = 0; n < gates_at_once; ++n)
-                for (int v = 0; v < Rule::vectors; ++v)
-                    step(*adamw, gradient[n][v], logits[n][v], mean[n][v], variance[n][v]);
+            for (int i = 0; i < int(sizeof logits / sizeof logits[0]); ++i)
+                step(*adamw, gradient[i], logits[i], mean[i], variance[i]);
             range.store_values(layer.logits, logits);
             range.store_values(layer.mean, mean);
             range.store_values(layer.variance, variance);
         }
-        float* coefficients[gates_at_once];
-        for (int n = 0; n < gates_at_once; ++n) coefficients[n] = net.coefficients + 4 * place[n];
-        if (discrete) {
-            for (int n = 0; n < gates_at_once; ++n) store_four(coefficients[n], Rule::discrete_coefficients(logits[n]));
-        } else {
-            const Rule rule(logits);
-            for (int n = 0; n < gates_at_once; ++n) store_four(coefficients[n], rule.coefficients(n));
+        Four<float> coefficients[gates_at_once];
+        if (discrete)
+            Rule::discrete_coefficients(logits, coefficients);
+        else
+            Rule(logits).coefficients(coefficients);
+        for (int n = 0; n < gates_at_once; ++n) store_four(net.coefficients + 4 * place[n], coefficients[n]);
+    }
+}
+
+// Adds the other blocks' sums of some trees to the first block's and completes them.
+void sum_blocks(const Network& net, float* partials, int64_t blocks, int64_t first_gate, int64_t trees, int depth) {
+    const int64_t gates = (1 << depth) - 1, size = 4 * net.num_gates;
+#pragma omp for schedule(static) nowait
+    for (int64_t tree = 0; tree < trees; ++tree) {
+        const int64_t first = 4 * (first_gate + tree * gates);
+        for (int64_t i = first; i < first + 4 * gates; i += 4) {
+            Four<float> sums = load_four(partials + i);
+            for (int64_t block = 1; block < blocks; ++block) sums += load_four(partials + block * size + i);
+            store_four(partials + i, sums);
         }
+        complete_sums<float>(int(gates), net.coefficients + first, partials + first);
     }
 }
 
@@ -59,16 +71,13 @@ void update(const Network& net, const LogitLayer& layer, bool discrete, const Ad
 
 void network_update(const Network& net, const LogitLayer* layers, int64_t num_layers, int num_logits, bool discrete,
                     const AdamW* adamw, float* partials, int64_t blocks, int threads) {
-    const int64_t size = 4 * net.num_gates;
 #pragma omp parallel num_threads(threads)
     {
-        if (blocks > 1) {
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < size; i += 4) {
-                Four<float> sums = load_four(partials + i);
-                for (int64_t block = 1; block < blocks; ++block) sums += load_four(partials + block * size + i);
-                store_four(partials + i, sums);
-            }
+        if (adamw) {
+            for (int64_t i = 0; i < net.num_convs; ++i)
+                sum_blocks(net, partials, blocks, net.convs[i].first_gate, net.convs[i].kernels, net.convs[i].depth);
+            sum_blocks(net, partials, blocks, net.first_gate, net.trees, net.depth);
+#pragma omp barrier
         }
         for (int64_t i = 0; i < num_layers; ++i)
             num_logits == 16 ? update<Softmax<float>>(net, layers[i], discrete, adamw, partials)

@@ -7,15 +7,14 @@
 
 namespace convlogic::CONVLOGIC_ISA {
 
-// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87,
-// infinite above 88.
+// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place, of x within
+// [-87, 88]: what lies outside is taken as the bound.
 template <class V>
 CONVLOGIC_INLINE V exp(V x) {
     if constexpr (sizeof(x[0]) == 4) {
         typedef int32_t Int __attribute__((vector_size(sizeof(V))));
-        const auto too_large = x > 88.0f, too_small = x < -87.0f, is_nan = x != x;
-        const V given = x;
-        x = too_large | too_small ? V{} : x;
+        x = x < -87.0f ? V{} - 87.0f : x;  // NaN stays
+        x = x > 88.0f ? V{} + 88.0f : x;
         constexpr float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer, in the low bits
         const V shifted = x * 1.44269504f + magic, n = shifted - magic;
         const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -26,27 +25,12 @@ CONVLOGIC_INLINE V exp(V x) {
         p = p * r + 0.5f;
         p = p * r + 1.0f;
         p = p * r + 1.0f;
-        const Int exponent = (Int)shifted << 23;
-        const V y = (V)((Int)p + exponent);
-        return is_nan ? given : too_large ? V{} + __builtin_inff() : too_small ? V{} : y;
+        const V y = (V)((Int)p + ((Int)shifted << 23));
+        return x == x ? y : x;
     } else {
         for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = __builtin_exp(x[i]);
         return x;
     }
-}
-
-// The coefficients of a truth table f00, f01, f10, f11.
-template <class Scalar>
-CONVLOGIC_INLINE Four<Scalar> coefficients_of_rows(Four<Scalar> f) {
-    const Four<Scalar> c = {f[0], f[2] - f[0], f[1] - f[0], f[0] - f[1] - f[2] + f[3]};
-    return c;
-}
-
-// The gradient of f from the gradient of its coefficients.
-template <class Scalar>
-CONVLOGIC_INLINE Four<Scalar> rows_gradient(Four<Scalar> d) {
-    const Four<Scalar> rows = {d[0] - d[1] - d[2] + d[3], d[2] - d[3], d[1] - d[3], d[3]};
-    return rows;
 }
 
 constexpr int truth_row(int gate, int row) {
@@ -77,42 +61,49 @@ struct GateTable {
 template <class Scalar>
 constexpr GateTable<Scalar> gate_table;
 
-// Gates that are worked on side by side, so that one's latencies hide behind the others'.
-constexpr int gates_at_once = 4;
+// Gates that are worked on side by side, so that one's latencies hide behind the others'. A rule holds what their
+// logits lead to; values of all their logits lie in vectors as they do in memory, [gate][logit].
+constexpr int gates_at_once = 8;
 
 // 16 logits, one for each gate.
 template <class Scalar>
 struct Softmax {
     static constexpr int num_logits = 16, width = vector_width<Scalar>, vectors = 16 / width;
     typedef Vector<Scalar> Value;
-    typedef Value Values[gates_at_once][vectors];
+    typedef Value Values[gates_at_once * vectors];
 
     Values probability;
 
     CONVLOGIC_INLINE explicit Softmax(const Values& logits) {
         Value top[gates_at_once], total[gates_at_once];
         for (int n = 0; n < gates_at_once; ++n) {
-            top[n] = logits[n][0];
-            for (int v = 1; v < vectors; ++v) top[n] = logits[n][v] > top[n] ? logits[n][v] : top[n];
+            const Value* own = logits + n * vectors;
+            top[n] = own[0];
+            for (int v = 1; v < vectors; ++v) top[n] = own[v] > top[n] ? own[v] : top[n];
         }
-        const Four<Scalar> largest = across(top, [](auto a, auto b) { return a > b ? a : b; });
+        Scalar largest[gates_at_once], scale[gates_at_once];
+        across_all(top, largest, [](auto a, auto b) { return a > b ? a : b; });
         for (int n = 0; n < gates_at_once; ++n)
             for (int v = 0; v < vectors; ++v) {
-                probability[n][v] = exp(logits[n][v] - largest[n]);
-                total[n] = v ? total[n] + probability[n][v] : probability[n][v];
+                const Value power = exp(logits[n * vectors + v] - largest[n]);
+                probability[n * vectors + v] = power;
+                total[n] = v ? total[n] + power : power;
             }
-        const Four<Scalar> scale = 1 / across(total, [](auto a, auto b) { return a + b; });
-        for (int n = 0; n < gates_at_once; ++n)
-            for (int v = 0; v < vectors; ++v) probability[n][v] *= scale[n];
+        across_all(total, scale, [](auto a, auto b) { return a + b; });
+        for (int n = 0; n < gates_at_once; n += 4) store_four(scale + n, 1 / load_four(scale + n));
+        for (int i = 0; i < gates_at_once * vectors; ++i) probability[i] *= scale[i / vectors];
     }
 
-    CONVLOGIC_INLINE Four<Scalar> coefficients(int n) const {
-        Value sums[4];
-        for (int j = 0; j < 4; ++j) {
-            sums[j] = probability[n][0] * gate_table<Scalar>.get(j, 0);
-            for (int v = 1; v < vectors; ++v) sums[j] += probability[n][v] * gate_table<Scalar>.get(j, v);
+    CONVLOGIC_INLINE void coefficients(Four<Scalar> (&to)[gates_at_once]) const {
+        for (int n = 0; n < gates_at_once; ++n) {
+            Value sums[4];
+            for (int j = 0; j < 4; ++j)
+                for (int v = 0; v < vectors; ++v) {
+                    const Value part = probability[n * vectors + v] * gate_table<Scalar>.get(j, v);
+                    sums[j] = v ? sums[j] + part : part;
+                }
+            to[n] = across(sums, [](auto a, auto b) { return a + b; });
         }
-        return across(sums, [](auto a, auto b) { return a + b; });
     }
 
     // p * (T d - c.d): c.d is the mean of T d.
@@ -120,77 +111,122 @@ struct Softmax {
         Value weighted[gates_at_once];
         for (int n = 0; n < gates_at_once; ++n)
             for (int v = 0; v < vectors; ++v) {
-                to[n][v] = d[n][0] * gate_table<Scalar>.get(0, v) + d[n][1] * gate_table<Scalar>.get(1, v) +
+                Value& of_logit = to[n * vectors + v];
+                of_logit = d[n][0] * gate_table<Scalar>.get(0, v) + d[n][1] * gate_table<Scalar>.get(1, v) +
                            d[n][2] * gate_table<Scalar>.get(2, v) + d[n][3] * gate_table<Scalar>.get(3, v);
-                const Value part = probability[n][v] * to[n][v];
+                const Value part = probability[n * vectors + v] * of_logit;
                 weighted[n] = v ? weighted[n] + part : part;
             }
-        const Four<Scalar> mean = across(weighted, [](auto a, auto b) { return a + b; });
-        for (int n = 0; n < gates_at_once; ++n)
-            for (int v = 0; v < vectors; ++v) to[n][v] = probability[n][v] * (to[n][v] - mean[n]);
+        Scalar mean[gates_at_once];
+        across_all(weighted, mean, [](auto a, auto b) { return a + b; });
+        for (int i = 0; i < gates_at_once * vectors; ++i) to[i] = probability[i] * (to[i] - mean[i / vectors]);
     }
 
-    static CONVLOGIC_INLINE Four<Scalar> discrete_coefficients(const Value (&logits)[vectors]) {
-        alignas(64) Scalar all[16];
-        for (int v = 0; v < vectors; ++v) store(all + v * width, logits[v]);
-        int best = 0;
-        for (int g = 1; g < 16; ++g) best = all[g] > all[best] ? g : best;
-        const auto& column = gate_table<Scalar>.column;
-        const Four<Scalar> c = {column[0][best], column[1][best], column[2][best], column[3][best]};
-        return c;
+    template <class Combine>
+    static CONVLOGIC_INLINE void across_all(const Value (&v)[gates_at_once], Scalar (&to)[gates_at_once],
+                                            const Combine& combine) {
+        for (int n = 0; n < gates_at_once; n += 4)
+            store_four(to + n, across(reinterpret_cast<const Value(&)[4]>(v[n]), combine));
+    }
+
+    static CONVLOGIC_INLINE void discrete_coefficients(const Values& logits, Four<Scalar> (&to)[gates_at_once]) {
+        alignas(64) Scalar all[gates_at_once][16];
+        memcpy(all, logits, sizeof all);
+        for (int n = 0; n < gates_at_once; ++n) {
+            int best = 0;
+            for (int g = 1; g < 16; ++g) best = all[n][g] > all[n][best] ? g : best;
+            for (int j = 0; j < 4; ++j) to[n][j] = gate_table<Scalar>.column[j][best];
+        }
     }
 };
 
 // Input-wise: four logits, one for each row of the truth table.
 template <class Scalar>
 struct Iwp {
-    static constexpr int num_logits = 4, vectors = 1;
-    typedef Four<Scalar> Value;
-    typedef Value Values[gates_at_once][vectors];
+    static constexpr int num_logits = 4, lanes = vector_width<Scalar> < 4 ? 4 : vector_width<Scalar>;
+    static constexpr int vectors = gates_at_once * 4 / lanes;
+    typedef Scalar Value __attribute__((vector_size(lanes * sizeof(Scalar))));
+    typedef Value Values[vectors];
+    typedef Four<Scalar> Row;
 
-    Value row[gates_at_once];
+    Values row;
 
     CONVLOGIC_INLINE explicit Iwp(const Values& logits) {
-        for (int n = 0; n < gates_at_once; ++n) row[n] = 1 / (1 + exp(-logits[n][0]));
+        for (int v = 0; v < vectors; ++v) row[v] = 1 / (1 + exp(-logits[v]));
     }
 
-    CONVLOGIC_INLINE Four<Scalar> coefficients(int n) const { return coefficients_of_rows<Scalar>(row[n]); }
+    CONVLOGIC_INLINE void coefficients(Four<Scalar> (&to)[gates_at_once]) const { coefficients_of_rows(row, to); }
 
     CONVLOGIC_INLINE void gradient(const Four<Scalar> (&d)[gates_at_once], Values& to) const {
-        for (int n = 0; n < gates_at_once; ++n) to[n][0] = rows_gradient<Scalar>(d[n]) * (row[n] * (1 - row[n]));
+        for (int v = 0; v < vectors; ++v) {
+            const Value of_gates = side_by_side<lanes>(d + v * lanes / 4);
+            const Value of_rows =
+                combine(of_gates, Row{1, 0, 0, 0}, Row{-1, 0, 1, 0}, Row{-1, 1, 0, 0}, Row{1, -1, -1, 1});
+            to[v] = of_rows * (row[v] * (1 - row[v]));
+        }
     }
 
-    static CONVLOGIC_INLINE Four<Scalar> discrete_coefficients(const Value (&logits)[1]) {
-        const Value one = Value{} + 1;
-        return coefficients_of_rows<Scalar>(logits[0] > 0 ? one : Value{});
+    static CONVLOGIC_INLINE void discrete_coefficients(const Values& logits, Four<Scalar> (&to)[gates_at_once]) {
+        Values rows;
+        for (int v = 0; v < vectors; ++v) rows[v] = logits[v] > 0 ? Value{} + 1 : Value{};
+        coefficients_of_rows(rows, to);
+    }
+
+private:
+    static CONVLOGIC_INLINE Value repeated(Row row) {
+        const Row rows[] = {row, row, row, row};
+        return side_by_side<lanes>(rows);
+    }
+
+    // Of every four lanes their combination: the first times a, the second times b, ...
+    static CONVLOGIC_INLINE Value combine(Value v, Four<Scalar> a, Four<Scalar> b, Four<Scalar> c, Four<Scalar> d) {
+        typedef Fours<lanes> F;
+        return F::template lane<0>(v) * repeated(a) + F::template lane<1>(v) * repeated(b) +
+               F::template lane<2>(v) * repeated(c) + F::template lane<3>(v) * repeated(d);
+    }
+
+    // The coefficients of truth tables f00, f01, f10, f11.
+    static CONVLOGIC_INLINE void coefficients_of_rows(const Values& rows, Four<Scalar> (&to)[gates_at_once]) {
+        for (int v = 0; v < vectors; ++v) {
+            const Value c = combine(rows[v], Row{1, -1, -1, 1}, Row{0, 0, 1, -1}, Row{0, 1, 0, -1}, Row{0, 0, 0, 1});
+            memcpy(to + v * lanes / 4, &c, sizeof c);
+        }
     }
 };
 
-// The logits (or moments) of gates first .. first + gates_at_once - 1; beyond the last gate the last one again, which
-// is then worked on more than once with the same result.
+// The gates first .. first + gates_at_once - 1; beyond the last gate the last one again, which is then worked on more
+// than once with the same result.
 struct GateRange {
     int64_t index[gates_at_once];
+    bool is_whole;
 
-    GateRange(int64_t first, int64_t gates) {
+    GateRange(int64_t first, int64_t gates) : is_whole(first + gates_at_once <= gates) {
         for (int n = 0; n < gates_at_once; ++n) index[n] = first + n < gates ? first + n : gates - 1;
     }
 
-    template <class Scalar, class Value, int vectors>
-    CONVLOGIC_INLINE void load_values(const Scalar* from, Value (&to)[gates_at_once][vectors]) const {
-        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar);
+    // Logits or moments, [gates][num_logits] in memory.
+    template <class Scalar, class Value, int count>
+    CONVLOGIC_INLINE void load_values(const Scalar* from, Value (&to)[count]) const {
+        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar), own = count * lanes / gates_at_once;
         typedef Value Unaligned __attribute__((aligned(1), may_alias));
-        for (int n = 0; n < gates_at_once; ++n)
-            for (int v = 0; v < vectors; ++v)
-                to[n][v] = *reinterpret_cast<const Unaligned*>(from + (index[n] * vectors + v) * lanes);
+        if (is_whole)
+            for (int i = 0; i < count; ++i)
+                to[i] = *reinterpret_cast<const Unaligned*>(from + index[0] * own + i * lanes);
+        else
+            for (int n = 0; n < gates_at_once; ++n)
+                memcpy(reinterpret_cast<Scalar*>(&to) + n * own, from + index[n] * own, size_t(own) * sizeof(Scalar));
     }
 
-    template <class Scalar, class Value, int vectors>
-    CONVLOGIC_INLINE void store_values(Scalar* to, const Value (&from)[gates_at_once][vectors]) const {
-        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar);
+    template <class Scalar, class Value, int count>
+    CONVLOGIC_INLINE void store_values(Scalar* to, const Value (&from)[count]) const {
+        constexpr int64_t lanes = sizeof(Value) / sizeof(Scalar), own = count * lanes / gates_at_once;
         typedef Value Unaligned __attribute__((aligned(1), may_alias));
-        for (int n = 0; n < gates_at_once; ++n)
-            for (int v = 0; v < vectors; ++v)
-                *reinterpret_cast<Unaligned*>(to + (index[n] * vectors + v) * lanes) = from[n][v];
+        if (is_whole)
+            for (int i = 0; i < count; ++i) *reinterpret_cast<Unaligned*>(to + index[0] * own + i * lanes) = from[i];
+        else
+            for (int n = 0; n < gates_at_once; ++n)
+                memcpy(to + index[n] * own, reinterpret_cast<const Scalar*>(&from) + n * own,
+                       size_t(own) * sizeof(Scalar));
     }
 };
 

@@ -93,6 +93,64 @@ CONVLOGIC_INLINE void store_four(Scalar* to, Four<Scalar> v) {
     *reinterpret_cast<Unaligned*>(to) = v;
 }
 
+// In groups of four lanes: two vectors woven together, one scalar or two at a time (what x86 calls unpack), and lane i
+// of each group in all its lanes.
+template <int lanes>
+struct Fours;
+
+#define CONVLOGIC_SHUFFLE(name, ...)                       \
+    template <class V>                                     \
+    static CONVLOGIC_INLINE V name(V a, V b) {             \
+        return __builtin_shufflevector(a, b, __VA_ARGS__); \
+    }
+template <>
+struct Fours<4> {
+    CONVLOGIC_SHUFFLE(low, 0, 4, 1, 5)
+    CONVLOGIC_SHUFFLE(high, 2, 6, 3, 7)
+    CONVLOGIC_SHUFFLE(low_pairs, 0, 1, 4, 5)
+    CONVLOGIC_SHUFFLE(high_pairs, 2, 3, 6, 7)
+    template <int i, class V>
+    static CONVLOGIC_INLINE V lane(V a) {
+        return __builtin_shufflevector(a, a, i, i, i, i);
+    }
+};
+template <>
+struct Fours<8> {
+    CONVLOGIC_SHUFFLE(low, 0, 8, 1, 9, 4, 12, 5, 13)
+    CONVLOGIC_SHUFFLE(high, 2, 10, 3, 11, 6, 14, 7, 15)
+    CONVLOGIC_SHUFFLE(low_pairs, 0, 1, 8, 9, 4, 5, 12, 13)
+    CONVLOGIC_SHUFFLE(high_pairs, 2, 3, 10, 11, 6, 7, 14, 15)
+    template <int i, class V>
+    static CONVLOGIC_INLINE V lane(V a) {
+        return __builtin_shufflevector(a, a, i, i, i, i, i + 4, i + 4, i + 4, i + 4);
+    }
+};
+template <>
+struct Fours<16> {
+    CONVLOGIC_SHUFFLE(low, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+    CONVLOGIC_SHUFFLE(high, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+    CONVLOGIC_SHUFFLE(low_pairs, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+    CONVLOGIC_SHUFFLE(high_pairs, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+    template <int i, class V>
+    static CONVLOGIC_INLINE V lane(V a) {
+        return __builtin_shufflevector(a, a, i, i, i, i, i + 4, i + 4, i + 4, i + 4, i + 8, i + 8, i + 8, i + 8, i + 12,
+                                       i + 12, i + 12, i + 12);
+    }
+};
+#undef CONVLOGIC_SHUFFLE
+
+// Fours in one vector: what four stores and one load would make the processor wait for.
+template <int lanes, class V>
+CONVLOGIC_INLINE auto side_by_side(const V* fours) {
+    if constexpr (lanes == 4)
+        return fours[0];
+    else if constexpr (lanes == 8)
+        return __builtin_shufflevector(fours[0], fours[1], 0, 1, 2, 3, 4, 5, 6, 7);
+    else
+        return __builtin_shufflevector(side_by_side<8>(fours), side_by_side<8>(fours + 2), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                       10, 11, 12, 13, 14, 15);
+}
+
 // The halves of a vector combined until four lanes are left.
 template <class V, class Combine>
 CONVLOGIC_INLINE auto fold(V v, const Combine& combine) {
@@ -111,12 +169,12 @@ CONVLOGIC_INLINE auto fold(V v, const Combine& combine) {
 template <class V, class Combine>
 CONVLOGIC_INLINE auto across(const V (&v)[4], const Combine& combine) {
     typedef Four<__typeof__(v[0][0] + v[0][0])> Result;
-    if constexpr (sizeof(V) / sizeof(v[0][0]) >= 4) {
-        const auto a = fold(v[0], combine), b = fold(v[1], combine), c = fold(v[2], combine), d = fold(v[3], combine);
-        const auto ab = combine(__builtin_shufflevector(a, b, 0, 4, 1, 5), __builtin_shufflevector(a, b, 2, 6, 3, 7));
-        const auto cd = combine(__builtin_shufflevector(c, d, 0, 4, 1, 5), __builtin_shufflevector(c, d, 2, 6, 3, 7));
-        const Result result =
-            combine(__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+    constexpr int lanes = sizeof(V) / sizeof(v[0][0]);
+    if constexpr (lanes >= 4) {
+        typedef Fours<lanes> F;
+        const V ab = combine(F::low(v[0], v[1]), F::high(v[0], v[1]));
+        const V cd = combine(F::low(v[2], v[3]), F::high(v[2], v[3]));
+        const Result result = fold(combine(F::low_pairs(ab, cd), F::high_pairs(ab, cd)), combine);
         return result;
     } else {
         const Result result = {combine(v[0][0], v[0][1]), combine(v[1][0], v[1][1]), combine(v[2][0], v[2][1]),

@@ -44,78 +44,105 @@ CONVLOGIC_INLINE void tree(const Scalar* c, const Leaf& leaf, Vector<Scalar> (&o
     tree_node<Scalar, 1 << depth, depth, 0>(c, leaf, out);
 }
 
-// Adds the lanes of four vectors up; writes the four sums or adds them.
+// The sums of one gate's coefficient gradients, grad * (1, a, b, ab). The first is summed for the root of a tree alone,
+// see `complete_sums`.
 template <class Scalar>
-CONVLOGIC_INLINE void reduce(const Vector<Scalar> (&sums)[4], Scalar* to, bool accumulate) {
-    const Four<Scalar> total = across(sums, [](auto a, auto b) { return a + b; });
-    store_four(to, accumulate ? load_four(to) + total : total);
-}
+struct GateSums {
+    Vector<Scalar> sums[4] = {};
 
-// Backward through one tree for a few vectors at a time: gate after gate, so that a gate's coefficients and the sums of
-// their gradients stay in registers. Values between the gates lie in arrays that fit the innermost cache.
-template <class Scalar, int depth>
-struct TreeBackward {
-    static constexpr int num_leaves = 1 << depth, num_gates = num_leaves - 1, first_upper = num_leaves / 2;
-    static constexpr int max_bytes = depth < 4 ? 512 : 256, max_vectors = max_bytes / CONVLOGIC_VECTOR_BYTES;
-
-    alignas(64) Vector<Scalar> value[num_gates][max_vectors];     // what the gates computed
-    alignas(64) Vector<Scalar> gradient[num_gates][max_vectors];  // the caller writes the root's, the last gate
-
-    // leaf(l, i) is leaf l of vector i; leaf_gradient(l, i, gradient) is called where needed, leaves in order;
-    // partials(gate) says where the four sums of a gate go.
-    template <bool needs_leaf_gradients, class Leaf, class LeafGradient, class Partials>
-    CONVLOGIC_INLINE void run(const Scalar* c, int vectors, const Leaf& leaf, const LeafGradient& leaf_gradient,
-                              const Partials& partials, bool accumulate) {
-#pragma GCC unroll 1
-        for (int g = 0; g < first_upper && depth > 1; ++g)
-#pragma GCC unroll 1
-            for (int i = 0; i < vectors; ++i) value[g][i] = gate(c + 4 * g, leaf(2 * g, i), leaf(2 * g + 1, i));
-#pragma GCC unroll 1
-        for (int g = first_upper; g < num_gates - 1; ++g)
-#pragma GCC unroll 1
-            for (int i = 0; i < vectors; ++i)
-                value[g][i] = gate(c + 4 * g, value[2 * g - num_leaves][i], value[2 * g + 1 - num_leaves][i]);
-#pragma GCC unroll 1
-        for (int g = num_gates - 1; g >= first_upper; --g) {
-            const int a = 2 * g - num_leaves, b = a + 1;
-            backward_gate<true>(
-                g, c + 4 * g, vectors, value[a], value[b], partials(g), accumulate,
-                [&](int i, Vector<Scalar> v) { gradient[a][i] = v; },
-                [&](int i, Vector<Scalar> v) { gradient[b][i] = v; });
-        }
-#pragma GCC unroll 1
-        for (int g = 0; g < first_upper; ++g) {
-            const int a = 2 * g, b = a + 1;
-            backward_gate<needs_leaf_gradients>(
-                g, c + 4 * g, vectors, LeafOf<Leaf>{leaf, a}, LeafOf<Leaf>{leaf, b}, partials(g), accumulate,
-                [&](int i, Vector<Scalar> v) { leaf_gradient(a, i, v); },
-                [&](int i, Vector<Scalar> v) { leaf_gradient(b, i, v); });
-        }
+    template <bool is_root>
+    CONVLOGIC_INLINE void add(Vector<Scalar> grad, Vector<Scalar> a, Vector<Scalar> b) {
+        const Vector<Scalar> grad_a = grad * a;
+        if constexpr (is_root) sums[0] += grad;
+        sums[1] += grad_a;
+        sums[2] += grad * b;
+        sums[3] += grad_a * b;
     }
 
-private:
-    template <class Leaf>
-    struct LeafOf {
-        const Leaf& leaf;
-        int index;
-        CONVLOGIC_INLINE Vector<Scalar> operator[](int i) const { return leaf(index, i); }
-    };
-
-    template <bool needs_input_gradients, class A, class B, class GradientA, class GradientB>
-    CONVLOGIC_INLINE void backward_gate(int g, const Scalar* c, int vectors, const A& a, const B& b, Scalar* partials,
-                                        bool accumulate, const GradientA& gradient_a, const GradientB& gradient_b) {
-        Vector<Scalar> sums[4] = {};
-#pragma GCC unroll 1
-        for (int i = 0; i < vectors; ++i) {
-            const Vector<Scalar> va = a[i], vb = b[i], upstream = gradient[g][i];
-            add_coefficient_gradients(sums, upstream, va, vb);
-            if constexpr (needs_input_gradients) {
-                gradient_a(i, upstream * gate_slope_a(c, vb));
-                gradient_b(i, upstream * gate_slope_b(c, va));
-            }
-        }
-        reduce<Scalar>(sums, partials, accumulate);
+    // Over all lanes.
+    CONVLOGIC_INLINE Four<Scalar> total() const {
+        return across(sums, [](auto a, auto b) { return a + b; });
     }
 };
+
+// Writes totals of a tree's gates to partials, [gates][4], or adds them.
+template <class Scalar, int num_gates>
+CONVLOGIC_INLINE void write_totals(const Four<Scalar> (&totals)[num_gates], Scalar* partials, bool accumulate) {
+    for (int g = 0; g < num_gates; ++g, partials += 4)
+        store_four(partials, accumulate ? load_four(partials) + totals[g] : totals[g]);
+}
+
+// The first sum of every gate but the root's, [gates][4] of one tree: what reaches a gate is its parent's gradient
+// times a slope that is linear in the parent's other input. Once for all samples, as the others' sums are of all
+// samples.
+template <class Scalar>
+CONVLOGIC_INLINE void complete_sums(int num_gates, const Scalar* c, Scalar* sums) {
+    for (int parent = num_gates - 1, child = num_gates - 2; child > 0; --parent, child -= 2) {
+        const Scalar *of_parent = sums + 4 * parent, *slopes = c + 4 * parent;
+        sums[4 * child] = slopes[2] * of_parent[0] + slopes[3] * of_parent[1];
+        sums[4 * (child - 1)] = slopes[1] * of_parent[0] + slopes[3] * of_parent[2];
+    }
+}
+
+// Backward from one node down, depth first, for several vectors in flight; see `tree_backward`.
+template <class Scalar, int num_leaves, int level, int index, int in_flight, bool needs_leaf_gradients, class Leaf,
+          class LeafGradient, class Sums>
+CONVLOGIC_INLINE void backward_node(const Scalar* c, const Leaf& leaf,
+                                    const Vector<Scalar> (&values)[num_leaves][in_flight],
+                                    const Vector<Scalar> (&grad)[in_flight], const LeafGradient& leaf_gradient,
+                                    const Sums& sums) {
+    constexpr int g = num_leaves - (num_leaves >> (level - 1)) + index;
+    constexpr int below = num_leaves - (num_leaves >> (level > 1 ? level - 2 : 0)) + 2 * index;
+    Vector<Scalar> a[in_flight], b[in_flight];
+#pragma GCC unroll 8
+    for (int i = 0; i < in_flight; ++i) {
+        a[i] = level == 1 ? leaf(2 * index, i) : values[below][i];
+        b[i] = level == 1 ? leaf(2 * index + 1, i) : values[below + 1][i];
+    }
+    sums(Constant<g>(), Constant<g == num_leaves - 2>(), grad, a, b);
+    if constexpr (level > 1 || needs_leaf_gradients) {
+#pragma GCC unroll 8
+        for (int i = 0; i < in_flight; ++i) {
+            const Vector<Scalar> slope_a = gate_slope_a(c + 4 * g, b[i]), slope_b = gate_slope_b(c + 4 * g, a[i]);
+            a[i] = grad[i] * slope_a;
+            b[i] = grad[i] * slope_b;
+        }
+        if constexpr (level == 1) {
+#pragma GCC unroll 8
+            for (int i = 0; i < in_flight; ++i) {
+                leaf_gradient(2 * index, i, a[i]);
+                leaf_gradient(2 * index + 1, i, b[i]);
+            }
+        } else {
+            backward_node<Scalar, num_leaves, level - 1, 2 * index, in_flight, needs_leaf_gradients>(
+                c, leaf, values, a, leaf_gradient, sums);
+            backward_node<Scalar, num_leaves, level - 1, 2 * index + 1, in_flight, needs_leaf_gradients>(
+                c, leaf, values, b, leaf_gradient, sums);
+        }
+    }
+}
+
+// Backward through a tree for several vectors in flight, in registers as far as they go: all gates but the root are
+// evaluated, then gradients go down depth first.
+//
+// leaf(l, i) is leaf l of vector i, grad the root's gradient. leaf_gradient(l, i, gradient) is called where needed, and
+// sums(gate, is_root, grad, a, b) once for each gate, the first two as constants, to add to its sums.
+template <class Scalar, int depth, int in_flight, bool needs_leaf_gradients, class Leaf, class LeafGradient, class Sums>
+CONVLOGIC_INLINE void tree_backward(const Scalar* c, const Leaf& leaf, const Vector<Scalar> (&grad)[in_flight],
+                                    const LeafGradient& leaf_gradient, const Sums& sums) {
+    constexpr int num_leaves = 1 << depth;
+    Vector<Scalar> values[num_leaves][in_flight];
+#pragma GCC unroll 8
+    for (int g = 0; g < num_leaves / 2 && depth > 1; ++g)
+#pragma GCC unroll 8
+        for (int i = 0; i < in_flight; ++i) values[g][i] = gate(c + 4 * g, leaf(2 * g, i), leaf(2 * g + 1, i));
+#pragma GCC unroll 8
+    for (int g = num_leaves / 2; g < num_leaves - 2; ++g)
+#pragma GCC unroll 8
+        for (int i = 0; i < in_flight; ++i)
+            values[g][i] = gate(c + 4 * g, values[2 * g - num_leaves][i], values[2 * g + 1 - num_leaves][i]);
+    backward_node<Scalar, num_leaves, depth, 0, in_flight, needs_leaf_gradients>(c, leaf, values, grad, leaf_gradient,
+                                                                                 sums);
+}
 
 }  // namespace convlogic::CONVLOGIC_ISA
