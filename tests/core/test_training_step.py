@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,10 +27,13 @@ from convlogic_core.training_step import LayerStep, training_step
 pytestmark = pytest.mark.skipif(not native_built(), reason="native steps need the extension")
 SPEC = ModelSpec(
     input_shape=(2, 11, 9),
-    conv=(ConvSpec(4, kernel=3, padding=1), ConvSpec(6, kernel=2, padding=1, tree_depth=2, residual_init=False)),
+    conv=(
+        ConvSpec(4, kernel=3, padding=1, residual_init=False),
+        ConvSpec(6, kernel=2, padding=1, tree_depth=2, residual_init=False),
+    ),
     dense=(DenseSpec(48, residual_init=False), DenseSpec(24, residual_init=False), DenseSpec(12, residual_init=False)),
     num_classes=3,
-    tau=2.5,
+    tau=0.5,
 )
 
 
@@ -58,8 +61,11 @@ def native_step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[NetworkStep, to
     return step, optimizer
 
 
-def check_same_gradients(spec: ModelSpec, batch: int, estimator: str = "soft") -> None:
-    """The first moment after one step is a tenth of the gradient."""
+def check_same_gradients(spec: ModelSpec, batch: int, estimator: str = "soft", reaches_all: bool = True) -> None:
+    """The first moment after one step is a tenth of the gradient, the second a thousandth of its square.
+
+    Gradients of early layers are small: each tensor is compared on its own scale.
+    """
     x, y = data(spec)
     rows = torch.randint(0, len(x), (batch,), generator=torch.Generator().manual_seed(2))
     of_layers, of_network = build_model(spec, 3), build_model(spec, 3)
@@ -71,10 +77,12 @@ def check_same_gradients(spec: ModelSpec, batch: int, estimator: str = "soft") -
     loss = step(rows, 0.05)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     for a, b in zip(of_layers.parameters(), of_network.parameters(), strict=True):
-        torch.testing.assert_close(
-            optimizer.state[b]["exp_avg"], expected.state[a]["exp_avg"], rtol=2e-4, atol=2e-7, msg=f"{a.shape}"
-        )
-        torch.testing.assert_close(optimizer.state[b]["exp_avg_sq"], expected.state[a]["exp_avg_sq"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            of_a, of_b = expected.state[a][moment], optimizer.state[b][moment]
+            greatest = float(of_a.abs().max())
+            assert greatest > 0 or not reaches_all, f"no gradient reaches {tuple(a.shape)}"
+            error = float((of_b - of_a).abs().max())
+            assert error <= 1e-4 * greatest, f"{moment} {tuple(a.shape)}: {error} off, the greatest is {greatest}"
 
 
 @pytest.mark.parametrize("estimator", ["soft", "ste"])
@@ -117,8 +125,8 @@ def test_gradients_agree_for_any_plain_stack(
         dense = tuple(DenseSpec(2 * widest >> i, residual_init=False) for i in range(num_dense))
         spec = ModelSpec((channels, height, width), conv, dense, 2, 1.5, parametrization)
     except ValueError:
-        return
-    check_same_gradients(spec, 40)
+        assume(False)
+    check_same_gradients(spec, 40, reaches_all=False)  # some leaves may all lie in the padding
 
 
 @pytest.mark.parametrize("isa", native().supported_isas() if native_built() else [])
