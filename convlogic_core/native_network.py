@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from .layer_step import LayerStep
 from .network import PlainStack, forest_of, plain_stack
-from .ops.backend import native, use_native
+from .ops.backend import native, native_built, use_native
 from .ops.logic_tree import tree_output_size
 
 
@@ -88,7 +88,9 @@ class NativeNetwork:
         It takes plain stacks of conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
         """
         stack = plain_stack(model)
-        if stack is None or not _fits(stack, input_shape) or len(stack.conv) > native().max_convs:
+        if stack is None or not _fits(stack, input_shape):
+            return None
+        if not native_built() or len(stack.conv) > native().max_convs:
             return None
         layers = (*stack.conv, *stack.dense)
         weights = [layer.weights for layer in layers]
