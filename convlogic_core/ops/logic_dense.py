@@ -10,6 +10,7 @@ import torch
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost_empty, check_tensors, use_native
 from .logic_forest import native_forest_backward, native_forest_forward
+from .wiring_checks import check_dense
 
 
 def reference_logic_dense(
@@ -42,8 +43,7 @@ def logic_dense(
         (B, O); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or (on CUDA) an index outside [0, F).
-        IndexError: an index outside [0, F).
+        ValueError: shapes, dtypes or devices do not fit together, or an index outside [0, F).
     """
     check_tensors("logic_dense", x, 2, coefficients)
     num_gates = coefficients.shape[0]
@@ -54,6 +54,7 @@ def logic_dense(
                 f"got {tuple(indices.shape)}, {indices.dtype}, on {indices.device}"
             )
     if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
+        check_dense("logic_dense", indices_0, indices_1, x.shape[1])
         return reference_logic_dense(x, indices_0, indices_1, coefficients)
     if x.is_cuda:
         coefficients = coefficients.float()
@@ -65,6 +66,7 @@ def logic_dense(
 def _forward(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
+    check_dense("logic_dense", indices_0, indices_1, x.shape[1])
     return native_forest_forward(x, torch.stack((indices_0, indices_1), 1), None, coefficients)
 
 

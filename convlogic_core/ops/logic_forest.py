@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .wiring_checks import check_indices, check_rows
 
 
 def reference_logic_forest(
@@ -50,8 +51,8 @@ def logic_forest(
         (B, K / group); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together.
-        IndexError: a leaf outside [0, F), or a row that is missing or named twice.
+        ValueError: shapes, dtypes or devices do not fit together, a leaf outside [0, F), or a row that is missing or
+            named twice.
     """
     check_tensors("logic_forest", x, 2, coefficients)
     num_gates = gate_rows.shape[-1]
@@ -70,9 +71,15 @@ def logic_forest(
     if group < 1 or len(leaves) % group:
         raise ValueError(f"logic_forest cannot sum {len(leaves)} trees in groups of {group}: it must divide them")
     if not use_native(implementation, x):
+        _check_wiring(x, leaves, gate_rows)
         return reference_logic_forest(x, leaves, gate_rows, coefficients, group)
     y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients, group)
     return y
+
+
+def _check_wiring(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor) -> None:
+    check_indices("logic_forest", "leaves", leaves, x.shape[1])
+    check_rows("logic_forest", gate_rows)
 
 
 def forest_wiring(
@@ -170,6 +177,7 @@ def native_forest_backward(
 def _forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
+    _check_wiring(x, leaves, gate_rows)
     return native_forest_forward(x, leaves, gate_rows, coefficients, group)
 
 

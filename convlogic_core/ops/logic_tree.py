@@ -11,6 +11,7 @@ from torch.nn.functional import max_pool2d, pad
 
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .wiring_checks import check_selection
 
 
 def reference_logic_tree(
@@ -68,9 +69,8 @@ def logic_tree(
         (N, K, H', W'); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or (on CUDA) a
-            leaf outside its window or the channels of x.
-        IndexError: a leaf outside its window or the channels of x.
+        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or a leaf
+            outside its window or the channels of x.
     """
     check_tensors("logic_tree", x, 4, coefficients)
     num_kernels, num_gates, _ = coefficients.shape
@@ -84,6 +84,7 @@ def logic_tree(
         )
     tree_output_size(x.shape[2:], kernel, stride, padding, pool)
     if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
+        check_selection("logic_tree", selection, x.shape[1], kernel)
         return reference_logic_tree(x, selection, coefficients, kernel, stride, padding, pool)
     if x.is_cuda:
         coefficients = coefficients.float()
@@ -128,6 +129,7 @@ def _forward(
     pool: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The pooled output, and which position of its pool block each value came from (empty without pooling)."""
+    check_selection("logic_tree", selection, x.shape[1], (kernel[0], kernel[1]))
     x, selection, coefficients = batch_innermost(x), selection.contiguous(), coefficients.contiguous()
     y, winner = _empty_outputs(x, coefficients, kernel, stride, padding, pool)
     native().logic_tree_forward(
