@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .op import Op
 from .wiring_checks import check_indices, check_rows
 
 
@@ -173,23 +174,20 @@ def native_forest_backward(
     return grad_x, grad_coefficients
 
 
-@torch.library.custom_op("convlogic::logic_forest", mutates_args=(), device_types="cpu")
-def _forward(
+def _cpu_forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
     _check_wiring(x, leaves, gate_rows)
     return native_forest_forward(x, leaves, gate_rows, coefficients, group)
 
 
-@_forward.register_fake
-def _(
+def _fake_forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
     return batch_innermost_empty(x, leaves.shape[0] // group)
 
 
-@torch.library.custom_op("convlogic::logic_forest_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def _cpu_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     leaves: torch.Tensor,
@@ -201,8 +199,7 @@ def _backward(
     return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x, group)
 
 
-@_backward.register_fake
-def _(
+def _fake_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     leaves: torch.Tensor,
@@ -226,4 +223,5 @@ def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]
     return grad_x if needs_grad_x else None, None, None, grad_coefficients, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_backward = Op("logic_forest_backward", _cpu_backward, _fake_backward)
+_forward = Op("logic_forest", _cpu_forward, _fake_forward, None, _setup_context, _autograd)
