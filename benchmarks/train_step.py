@@ -84,8 +84,9 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
     }
     if arguments.peer:
         steps["torchlogix", "softmax"] = make_step("torchlogix", scaled(PRESETS[name], k), batch, device)
-    limit = measure_limits(arguments.threads) if arguments.device == "cpu" else None
     times = time_interleaved(steps, arguments.seconds, device)
+    # afterwards: what it allocates and frees would lie between what the steps allocate
+    limit = measure_limits(arguments.threads) if arguments.device == "cpu" else None
     work = multiply_adds(next(iter(specs.values())))
     rows = []
     for (way, parametrization), seconds in times.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from .layer_step import LayerStep
+from .premises import has_hooks, premises
 
 EAGER_STEPS: Final = 3  # before a graph is captured: allocations and library handles are then in place
 
@@ -17,8 +18,9 @@ EAGER_STEPS: Final = 3  # before a graph is captured: allocations and library ha
 class GraphStep:
     """Full batches are replayed from a CUDA graph, others go through the layers; x and y lie on one GPU.
 
-    A graph holds addresses and an estimator. Where another estimator is set, or weights, moments, wiring or rate have
-    come to lie elsewhere (`load_state_dict`), it is dropped, and `EAGER_STEPS` full batches later the next is captured.
+    A graph holds addresses and the layers as they were. Where something else is set (an estimator, tau), or weights,
+    moments, wiring or rate have come to lie elsewhere (`load_state_dict`), it is dropped, and the next is captured
+    `EAGER_STEPS` full batches later. With hooks, which are Python, every step goes through the layers.
     """
 
     def __init__(self, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> None:
@@ -39,7 +41,7 @@ class GraphStep:
             self._forget()
         if self._rows is None:
             self._rows = rows.clone()
-        full = len(rows) == len(self._rows)
+        full = len(rows) == len(self._rows) and not self._has_hooks()
         if not full or self._eager_steps < EAGER_STEPS:
             loss = self._eager(rows, lr)
             self._eager_steps += full
@@ -72,11 +74,16 @@ class GraphStep:
     def _present_premises(self) -> list[object]:
         """All that a graph of the step depends on and does not read anew at every replay."""
         (group,) = self._layers.optimizer.param_groups
-        estimators = [getattr(module, "estimator", None) for module in self._layers.model.modules()]
         numbers = [value for name, value in group.items() if name not in ("params", "lr")]
         addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in self._present_tensors()]
-        # the ops keep wiring in a form of their own, made anew by the next eager step where a buffer has changed
-        return [estimators, numbers, addresses, [buffer._version for buffer in self._layers.model.buffers()]]
+        # with versions of the wiring: ops keep it in a form of their own, made anew by the next eager step
+        return [premises(self._layers.model), numbers, addresses]
+
+    def _has_hooks(self) -> bool:
+        optimizer = self._layers.optimizer
+        return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks) or any(
+            has_hooks(module) for module in self._layers.model.modules()
+        )
 
     def _forget(self) -> None:
         if self._captured is not None:

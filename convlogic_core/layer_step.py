@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
+from .ops.backend import batch_innermost
+
 
 class TrainingStep(Protocol):
     """A step on rows (B,) int64 of the images, at a learning rate; what it returns is the sum of the losses, ()."""
@@ -33,8 +35,10 @@ class LayerStep:
     def run(self, rows: Tensor) -> Tensor:
         """A step at the optimizer's own rate."""
         self.model.train()
-        loss = cross_entropy(self.model(self.x[rows].float()), self.y[rows])
-        self.optimizer.zero_grad(set_to_none=True)
+        # batch-innermost, as the kernels take it forward and backward; transposed while it is bytes
+        loss = cross_entropy(self.model(batch_innermost(self.x[rows]).float()), self.y[rows])
+        for parameter in self.optimizer.param_groups[0]["params"]:
+            parameter.grad = None
         loss.backward()
         self.optimizer.step()
         return loss.detach() * len(rows)

@@ -18,6 +18,7 @@ from . import parametrization as gates_of
 from .estimators import check_estimator, training_coefficients
 from .ops import logic_dense, logic_tree
 from .ops.backend import check_implementation
+from .ops.wiring_checks import check_dense, check_selection
 from .wiring import dense_connections, tree_selection
 
 
@@ -169,10 +170,7 @@ class LogicLayer(_LogicModule):
         self.register_buffer("indices_1", b)
 
     def _check_wiring(self) -> None:
-        for name, indices in (("indices_0", self.indices_0), ("indices_1", self.indices_1)):
-            wrong = indices[(indices < 0) | (indices >= self.in_dim)]
-            if len(wrong):
-                raise ValueError(f"{name} names input {int(wrong[0])}, the layer has {self.in_dim}")
+        check_dense("LogicLayer", self.indices_0, self.indices_1, self.in_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, out_dim), batch-innermost where the native op ran."""
@@ -263,15 +261,7 @@ class ConvLogicLayer(_LogicModule):
                 f"selection has shape {tuple(selection.shape)}, expected (out_channels, 2**tree_depth) = "
                 f"({self.out_channels}, {num_leaves})"
             )
-        channel, row, column = selection >> 16, (selection >> 8) & 0xFF, selection & 0xFF
-        for name, value, limit in (
-            ("channel", channel, self.in_channels),
-            ("row", row, self.kernel[0]),
-            ("column", column, self.kernel[1]),
-        ):
-            wrong = value[(value < 0) | (value >= limit)]
-            if len(wrong):
-                raise ValueError(f"selection names {name} {int(wrong[0])}, the layer has {limit}: 0 to {limit - 1}")
+        check_selection("ConvLogicLayer", selection, self.in_channels, self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H', W'), batch-innermost where the native op ran."""

@@ -13,43 +13,44 @@ from torch.optim import AdamW
 
 from .layer_step import LayerStep
 from .network import PlainStack, forest_of, plain_stack
-from .ops.backend import native, use_native
+from .ops.backend import native, native_built, use_native, version_of
 from .ops.logic_tree import tree_output_size
+from .premises import premises
 
 
 class NetworkStep:
     """On the CPU: the whole network in native code, groups of samples going through all layers, AdamW fused.
 
     Estimator "gumbel", whose noise torch draws, goes through the layers, and so does what a model has become that
-    `NativeNetwork` does not take. Changes made through `.data` between two steps are not seen.
+    `NativeNetwork` does not take, and what the optimizer has become where it is not plain AdamW on the layers' weights.
+    Changes made through `.data` between two steps are not seen.
     """
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> "NetworkStep | None":
         """None where model, optimizer or data are not what the native network takes; see `NativeNetwork.of`."""
         network = NativeNetwork.of(model, x.shape[1:])
-        (group,) = optimizer.param_groups
-        plain = not (group["amsgrad"] or group["maximize"])
-        plain = plain and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-        if not network or not plain or x.dtype != torch.uint8 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        if not network or not network.takes(optimizer) or x.device.type != "cpu" or y.device.type != "cpu":
             return None
-        if x.device.type != "cpu" or y.device.type != "cpu":
+        if x.dtype != torch.uint8 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
             return None
         return cls(network, LayerStep(model, optimizer, x.contiguous(), y.contiguous()))
 
     def __init__(self, network: "NativeNetwork", layers: LayerStep) -> None:
-        self._network: NativeNetwork | None = network
         self._layers = layers
-        self._built_for = _signature(layers.model)
+        self._prepare(network)
         self._steps = -1.0
 
+    def _prepare(self, network: "NativeNetwork | None") -> None:
+        model = self._layers.model
+        self._network, self._built_for = network, premises(model)
+        self._held = [*model.parameters(), *model.buffers()]
+
     def __call__(self, rows: Tensor, lr: float) -> Tensor:
-        signature = _signature(self._layers.model)
-        if signature != self._built_for:
-            self._network = NativeNetwork.of(self._layers.model, self._layers.x.shape[1:])
-            self._built_for = signature
+        if self._built_for != premises(self._layers.model):
+            self._prepare(NativeNetwork.of(self._layers.model, self._layers.x.shape[1:]))
         network, optimizer = self._network, self._layers.optimizer
-        if not network or network.estimator() == "gumbel" or not len(rows):
+        if not network or not network.takes(optimizer) or network.estimator() == "gumbel" or not len(rows):
             return self._layers(rows, lr)
         if self._steps != network.num_steps(optimizer):
             if not network.has_moments(optimizer):
@@ -66,18 +67,6 @@ class NetworkStep:
         return torch.tensor(loss)
 
 
-def _signature(model: nn.Module) -> list[object]:
-    """Everything but weights that a native network is built from; another one means another network."""
-    stack = plain_stack(model)
-    if stack is None:
-        return []
-    signature: list[object] = [stack.head.k, stack.head.tau]
-    for layer in (*stack.conv, *stack.dense):
-        signature += [id(layer), layer.grad_factor, layer.weights.requires_grad, layer.weights.dtype]
-        signature += [number for wiring in layer.buffers() for number in (wiring.data_ptr(), wiring._version)]
-    return signature
-
-
 class NativeNetwork:
     """A plain stack as one native network; its parameters stay the layers', its wiring is copied."""
 
@@ -88,7 +77,9 @@ class NativeNetwork:
         It takes plain stacks of conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
         """
         stack = plain_stack(model)
-        if stack is None or not _fits(stack, input_shape) or len(stack.conv) > native().max_convs:
+        if stack is None or not _fits(stack, input_shape):
+            return None
+        if not native_built() or len(stack.conv) > native().max_convs:
             return None
         layers = (*stack.conv, *stack.dense)
         weights = [layer.weights for layer in layers]
@@ -105,6 +96,7 @@ class NativeNetwork:
 
     def __init__(self, stack: PlainStack, wiring: tuple[Tensor, Tensor], input_shape: tuple[int, ...]) -> None:
         self._layers = (*stack.conv, *stack.dense)
+        self._input_shape = tuple(input_shape)
         self._num_classes = stack.head.k
         self._coefficients_of: tuple[object, ...] = ()
         self._network = native().Network(image=input_shape, num_classes=stack.head.k, tau=stack.head.tau)
@@ -148,19 +140,18 @@ class NativeNetwork:
         """The sum of the cross-entropy over some rows; the gradient of its mean stays here for `step`.
 
         Args:
-            x: (N, C, H, W) uint8 planes, contiguous.
-            y: (N,) int64 classes, contiguous.
+            x: (N, C, H, W) uint8 planes on the CPU.
+            y: (N,) int64 classes.
             rows: (B,) int64, B at least 1.
 
         Raises:
-            ValueError: rows of another kind, or none.
+            ValueError: tensors of another kind, or no rows.
             IndexError: a row or a label out of range.
         """
-        if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu" or not len(rows):
-            raise ValueError(
-                f"rows must be one or more int64 on the CPU, got {rows.dtype} {tuple(rows.shape)} on {rows.device}"
-            )
-        rows = rows.contiguous()
+        _check("x", x, torch.uint8, (*x.shape[:1], *self._input_shape))
+        _check("y", y, torch.int64, x.shape[:1])
+        _check("rows", rows, torch.int64, (max(1, rows.numel()),))
+        x, y, rows = x.contiguous(), y.contiguous(), rows.contiguous()
         loss: float = self._network.gradients(
             images=x.data_ptr(),
             num_images=len(x),
@@ -170,6 +161,18 @@ class NativeNetwork:
             threads=torch.get_num_threads(),
         )
         return loss
+
+    def takes(self, optimizer: AdamW) -> bool:
+        """Whether `step` does what this optimizer does: AdamW as it is, on the weights of all layers."""
+        if type(optimizer) is not AdamW or len(optimizer.param_groups) != 1:
+            return False
+        (group,) = optimizer.param_groups
+        return not (
+            group["amsgrad"]
+            or group["maximize"]
+            or optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+        ) and [id(parameter) for parameter in group["params"]] == [id(layer.weights) for layer in self._layers]
 
     def has_moments(self, optimizer: AdamW) -> bool:
         """Whether the optimizer's state is none yet or of the layers' shapes, all of one step."""
@@ -196,8 +199,8 @@ class NativeNetwork:
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(layer.weights)
                 state["exp_avg_sq"] = torch.zeros_like(layer.weights)
-            state["step"] += 1
             states.append(state)
+        torch._foreach_add_([state["step"] for state in states], 1)
         discrete = self.estimator() == "ste"
         (beta1, beta2), number = group["betas"], float(states[0]["step"])
         self._network.step(
@@ -214,7 +217,12 @@ class NativeNetwork:
         self._coefficients_of = self._state(discrete)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Soft class scores (N, num_classes) of planes x (N, C, H, W) uint8 on the CPU."""
+        """Soft class scores (N, num_classes) of planes x (N, C, H, W) uint8 on the CPU.
+
+        Raises:
+            ValueError: x of another kind.
+        """
+        _check("x", x, torch.uint8, (*x.shape[:1], *self._input_shape))
         self.compute_coefficients(soft=True)
         x = x.contiguous()
         scores = torch.empty(len(x), self._num_classes, dtype=torch.float32, device="cpu")
@@ -225,7 +233,7 @@ class NativeNetwork:
 
     def _state(self, discrete: bool) -> tuple[object, ...]:
         weights = [layer.weights for layer in self._layers]
-        return discrete, *((weight.data_ptr(), weight._version) for weight in weights)
+        return discrete, *((weight.data_ptr(), version_of(weight)) for weight in weights)
 
     def _logits(self, discrete: bool) -> dict[str, Any]:
         return {
@@ -234,6 +242,15 @@ class NativeNetwork:
             "discrete": discrete,
             "threads": torch.get_num_threads(),
         }
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Kernels are given addresses: whatever does not look like this would be read as if it did."""
+    if tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu":
+        raise ValueError(
+            f"the native network takes {name} {tuple(shape)} of {dtype} on the CPU, "
+            f"got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        )
 
 
 def _fits(stack: PlainStack, input_shape: tuple[int, ...]) -> bool:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .ops import forest_wiring, logic_forest
-from .ops.backend import use_native
+from .ops.backend import use_native, version_of
+from .ops.wiring_checks import check_dense
+from .premises import has_hooks
 
 
 class LogicNetwork(nn.Sequential):
@@ -70,7 +72,7 @@ def plain_stack(model: nn.Module) -> PlainStack | None:
         or len(in_order) != len(modules)
         or any(a is not b for a, b in zip(in_order, modules, strict=True))
         or (conv and not flat)
-        or any(_has_hooks(module) for module in (model, *modules))
+        or any(has_hooks(module) for module in (model, *modules))
         or any((layer.start_dim, layer.end_dim) != (1, -1) for layer in flat)
         or len({layer.implementation for layer in (*conv, *dense)}) != 1
     ):
@@ -78,16 +80,12 @@ def plain_stack(model: nn.Module) -> PlainStack | None:
     return PlainStack(conv, dense, head, bool(flat))
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def forest_of(dense: Sequence[LogicLayer]) -> tuple[Tensor, Tensor] | None:
     """`ops.forest_wiring` of some dense layers; None also where a layer scales gradients on their way."""
     if any(layer.grad_factor != 1.0 for layer in dense):
         return None
+    for layer in dense:
+        check_dense("LogicLayer", layer.indices_0, layer.indices_1, layer.in_dim)
     return forest_wiring([(layer.indices_0, layer.indices_1) for layer in dense])
 
 
@@ -95,7 +93,7 @@ class _CachedForest:
     """The forest of a stack, worked out again only when its wiring was changed."""
 
     def __init__(self) -> None:
-        self._key: list[tuple[float, int]] = []
+        self._key: list[tuple[float, object]] = []
         self._wiring: tuple[Tensor, Tensor] | None = None
 
     def of(self, dense: Sequence[LogicLayer]) -> tuple[Tensor, Tensor] | None:
@@ -103,7 +101,7 @@ class _CachedForest:
             (layer.grad_factor, number)
             for layer in dense
             for index in (layer.indices_0, layer.indices_1)
-            for number in (index.data_ptr(), index._version)
+            for number in (index.data_ptr(), version_of(index))
         ]
         if key != self._key:
             self._key, self._wiring = key, forest_of(dense)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .network import PlainStack, plain_stack
-from .ops import highest_class, pack_bits, packed_class_sums, packed_dense, packed_tree
+from .ops import highest_class, pack_bits, packed_class_sums
 from .ops.backend import use_native
 from .ops.logic_tree import tree_output_size
+from .ops.packed import dense_words, tree_words
 from .ops.packed_native import PackedStack
 
 _LAYERWISE_IMAGES = 4096  # at a time where there are no native kernels: bounds the memory
@@ -81,7 +82,7 @@ def _depth_first(conv: Sequence[ConvLogicLayer], dense: Sequence[LogicLayer], sh
         stack.add_tree(block.selection, block.gates(), *geometry, size)
     for layer in dense:
         _check_inputs(layer, layer.in_dim, math.prod(stack.shape))
-        stack.add_forest(torch.stack((layer.indices_0, layer.indices_1), 1), layer.gates()[:, None])
+        stack.add_dense(layer.indices_0, layer.indices_1, layer.gates())
     return stack
 
 
@@ -92,11 +93,11 @@ def _layer_by_layer(
     for block in conv:
         _check_inputs(block, block.in_channels, len(words))
         geometry = (block.kernel, block.stride, block.padding, block.pool)
-        words = packed_tree(words, block.selection, block.gates(), *geometry, implementation)
+        words = tree_words(words, block.selection, block.gates(), *geometry, implementation)
     words = words.flatten(0, -2)
     for layer in dense:
         _check_inputs(layer, layer.in_dim, len(words))
-        words = packed_dense(words, layer.indices_0, layer.indices_1, layer.gates(), implementation)
+        words = dense_words(words, layer.indices_0, layer.indices_1, layer.gates(), implementation)
     return packed_class_sums(words, head.k, len(x), implementation)
 
 

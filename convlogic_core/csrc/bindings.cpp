@@ -85,32 +85,9 @@ struct ForestWiring {
 
     ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
                  int64_t features, int threads)
-        : leaves(convert("leaves", leaf_indices, trees, gates + 1, features, "features of the input", threads)) {
-        if (!row_indices) return;
-        gate_rows = convert("gate_rows", row_indices, trees, gates, trees * gates, "rows of coefficients", threads);
-        std::vector<uint8_t> used(gate_rows.size());
-        for (const int32_t row : gate_rows)
-            if (used[size_t(row)]++)
-                throw std::out_of_range("gate_rows names row " + std::to_string(row) +
-                                        " twice; every gate has its own");
-    }
-
-    static std::vector<int32_t> convert(const char* name, const int64_t* indices, int64_t rows, int64_t columns,
-                                        int64_t limit, const char* of_what, int threads) {
-        std::vector<int32_t> converted(size_t(rows * columns));
-        const int64_t size = rows * columns;
-        bool valid = true;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : valid)
-        for (int64_t i = 0; i < size; ++i) {
-            converted[size_t(i)] = int32_t(indices[i]);
-            valid = valid && uint64_t(indices[i]) < uint64_t(limit);
-        }
-        for (int64_t i = 0; i < size && !valid; ++i)
-            if (uint64_t(indices[i]) >= uint64_t(limit))
-                throw std::out_of_range(std::string(name) + "[" + std::to_string(i / columns) + ", " +
-                                        std::to_string(i % columns) + "] = " + std::to_string(indices[i]) +
-                                        " is outside the " + std::to_string(limit) + " " + of_what);
-        return converted;
+        : leaves(
+              checked_indices("leaves", leaf_indices, trees, gates + 1, features, "features of the input", threads)) {
+        if (row_indices) gate_rows = checked_gate_rows(row_indices, trees, gates, threads);
     }
 
     const int32_t* rows() const { return gate_rows.empty() ? nullptr : gate_rows.data(); }
@@ -180,7 +157,7 @@ struct TreeSizes {
     Pair image, kernel, stride, padding;
 
     int64_t out(int64_t Pair::* axis) const {
-        return ((image.*axis + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
+        return tree_output(image.*axis, kernel.*axis, stride.*axis, padding.*axis, pool);
     }
 
     std::vector<int32_t> leaf_pixels(Address selection) const {

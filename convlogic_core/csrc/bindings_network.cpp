@@ -24,10 +24,8 @@ public:
         if (int64_t(convs_.size()) == max_convs)
             throw std::invalid_argument("more than " + std::to_string(max_convs) + " conv blocks");
         const auto out = [&](int64_t size, int64_t Pair::* axis) {
-            return ((size + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
+            return tree_output(size, kernel.*axis, stride.*axis, padding.*axis, pool);
         };
-        if (height + 2 * padding.first < kernel.first || width + 2 * padding.second < kernel.second)
-            throw std::invalid_argument("conv block " + std::to_string(convs_.size() + 1) + ": the image is too small");
         NetworkConv conv{};
         leaves_.push_back(
             leaf_pixels(pointer<int32_t>(selection), kernels, gates, channels, {height, width}, kernel, padding));
@@ -52,20 +50,10 @@ public:
         if (convs_.empty() || trees % num_classes_)
             throw std::invalid_argument("a network needs a conv block, and " + std::to_string(trees) +
                                         " outputs that divide among its classes");
-        for (int64_t i = 0; i < trees * (gates + 1); ++i) {
-            const int64_t leaf = pointer<int64_t>(leaves)[i];
-            if (leaf < 0 || leaf >= features)
-                throw std::out_of_range("leaf " + std::to_string(leaf) + " is outside the " + std::to_string(features) +
-                                        " features");
-            forest_leaves_.push_back(int32_t(leaf));
-        }
-        std::vector<int32_t> places(size_t(trees * gates), -1);
-        for (int64_t i = 0; i < trees * gates; ++i) {
-            const int64_t row = pointer<int64_t>(gate_rows)[i];
-            if (row < 0 || row >= trees * gates || places[size_t(row)] >= 0)
-                throw std::out_of_range("gate row " + std::to_string(row) + " is none, or named twice");
-            places[size_t(row)] = int32_t(num_gates_ + i);
-        }
+        forest_leaves_ = checked_indices("leaves", pointer<int64_t>(leaves), trees, gates + 1, features, "features");
+        const std::vector<int32_t> rows = checked_gate_rows(pointer<int64_t>(gate_rows), trees, gates);
+        std::vector<int32_t> places(rows.size());
+        for (size_t i = 0; i < rows.size(); ++i) places[size_t(rows[i])] = int32_t(num_gates_ + int64_t(i));
         auto next = places.begin();
         for (const int64_t size : layer_sizes) {
             if (size < 0 || size > places.end() - next) throw std::invalid_argument("layer sizes exceed the forest");

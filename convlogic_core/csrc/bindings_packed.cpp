@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "packed.h"
+#include "wiring.h"
 
 namespace py = pybind11;
 
@@ -28,11 +29,6 @@ void normalize(const uint8_t* gates, int64_t num_gates, uint8_t* codes) {
     if (complemented[num_leaves + num_gates - 1]) codes[num_gates - 1] |= 8;
 }
 
-std::string at(const char* name, int64_t position, int64_t columns) {
-    return std::string(name) + "[" + std::to_string(position / columns) + ", " + std::to_string(position % columns) +
-           "]";
-}
-
 // The layers of a stack of planes of bits, beginning with so many rows.
 class Stack {
 public:
@@ -42,17 +38,8 @@ public:
     // and no planes in between.
     void add_forest(Address leaves, Address gates, int64_t trees, int64_t gates_a_tree) {
         const int64_t features = out_rows();
-        const int64_t* indices = pointer<int64_t>(leaves);
-        std::vector<int32_t> rows(size_t(trees * (gates_a_tree + 1)));
-        for (size_t i = 0; i < rows.size(); ++i) {
-            if (indices[i] < 0 || indices[i] >= features)
-                throw std::out_of_range(at("leaves", int64_t(i), gates_a_tree + 1) + " = " +
-                                        std::to_string(indices[i]) + " is outside the " + std::to_string(features) +
-                                        " features of the input");
-            rows[i] = int32_t(indices[i]);
-        }
         Layer layer{{nullptr, nullptr, trees, features, 1, 1, 0, 0, 1, 1, 1, 1, depth_of(gates_a_tree), 1},
-                    std::move(rows),
+                    checked_indices("leaves", pointer<int64_t>(leaves), trees, gates_a_tree + 1, features, "features"),
                     checked_gates(gates, trees, gates_a_tree),
                     true};
         if (!layers_.empty()) {
@@ -69,7 +56,7 @@ public:
     void add_tree(Address selection, Address gates, int64_t channels, Pair image, int64_t kernels, int64_t gates_a_tree,
                   Pair kernel, Pair stride, Pair padding, int64_t pool) {
         const auto out = [&](int64_t Pair::* axis) {
-            return ((image.*axis + 2 * padding.*axis - kernel.*axis) / stride.*axis + 1) / pool;
+            return tree_output(image.*axis, kernel.*axis, stride.*axis, padding.*axis, pool);
         };
         const PackedLayer layer{nullptr,
                                 nullptr,
@@ -89,19 +76,8 @@ public:
             throw std::invalid_argument("a layer of " + std::to_string(channels) + " channels of " +
                                         std::to_string(image.first) + "x" + std::to_string(image.second) +
                                         " cannot follow " + std::to_string(out_rows()) + " rows");
-        const int32_t* codes = pointer<int32_t>(selection);
-        std::vector<int32_t> rows(size_t(kernels * (gates_a_tree + 1)));
-        for (size_t i = 0; i < rows.size(); ++i) {
-            const int64_t code = uint32_t(codes[i]), channel = code >> 16, row = code >> 8 & 255, column = code & 255;
-            if (channel >= channels || row >= kernel.first || column >= kernel.second)
-                throw std::out_of_range(at("selection", int64_t(i), gates_a_tree + 1) + " names channel " +
-                                        std::to_string(channel) + ", row " + std::to_string(row) + ", column " +
-                                        std::to_string(column) + ", outside " + std::to_string(channels) +
-                                        " channels and a " + std::to_string(kernel.first) + "x" +
-                                        std::to_string(kernel.second) + " kernel");
-            rows[i] = int32_t((channel * layer.padded_height() + row) * layer.padded_width() + column);
-        }
-        add({layer, std::move(rows), checked_gates(gates, kernels, gates_a_tree), false});
+        add({layer, leaf_pixels(pointer<int32_t>(selection), kernels, gates_a_tree, channels, image, kernel, padding),
+             checked_gates(gates, kernels, gates_a_tree), false});
     }
 
     void planes(Address x, Address y, int64_t words, int threads) const {
@@ -132,8 +108,8 @@ private:
         std::vector<uint8_t> checked(size_t(trees * gates_a_tree));
         for (size_t i = 0; i < checked.size(); ++i) {
             if (numbers[i] < 0 || numbers[i] > 15)
-                throw std::out_of_range(at("gates", int64_t(i), gates_a_tree) + " = " + std::to_string(numbers[i]) +
-                                        " is none of the 16 gates, 0 to 15");
+                throw std::invalid_argument(entry("gates", int64_t(i), gates_a_tree) + " = " +
+                                            std::to_string(numbers[i]) + " is outside the 16 gates");
             checked[i] = uint8_t(numbers[i]);
         }
         return checked;

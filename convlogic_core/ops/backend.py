@@ -153,6 +153,11 @@ def _warn_once_without_cuda() -> None:
         )
 
 
+def version_of(tensor: torch.Tensor) -> object:
+    """What is equal for as long as the tensor is not changed in place; without versions (`inference_mode`) never."""
+    return object() if tensor.is_inference() else tensor._version
+
+
 def batch_innermost_empty(x: torch.Tensor, *sizes: int) -> torch.Tensor:
     """An empty tensor (B, *sizes) of the dtype and device of x, B = x.shape[0], its samples contiguous in memory."""
     return x.new_empty((*sizes, x.shape[0])).movedim(-1, 0)

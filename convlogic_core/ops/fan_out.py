@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .backend import version_of
+from .wiring_checks import check_dense, check_selection
+
 
 class FanOut(NamedTuple):
     """Readers of input i: edges[start[i]:start[i + 1]], int32 (., 2); `wiring` is the wiring itself, int32."""
@@ -27,7 +30,7 @@ class FanOut(NamedTuple):
 class _Entry(NamedTuple):
     others: tuple[ref[Tensor], ...]  # the rest of the wiring
     sizes: tuple[object, ...]
-    versions: tuple[int, ...]
+    versions: tuple[object, ...]
     fan_out: FanOut
 
 
@@ -54,7 +57,7 @@ def tree_fan_out(selection: Tensor, num_channels: int, kernel: tuple[int, int]) 
 
 def _cached(wiring: tuple[Tensor, ...], sizes: tuple[object, ...], prepare: Callable[[], FanOut]) -> FanOut:
     owner, *others = wiring
-    versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in wiring)
+    versions = tuple(version_of(tensor) for tensor in wiring)
     entry: _Entry | None = _prepared.get(owner)
     same_tensors = (
         entry is not None
@@ -75,34 +78,16 @@ def _cached(wiring: tuple[Tensor, ...], sizes: tuple[object, ...], prepare: Call
 
 
 def _dense(indices_0: Tensor, indices_1: Tensor, num_features: int) -> FanOut:
+    check_dense("logic_dense", indices_0, indices_1, num_features)
     wiring = torch.stack((indices_0, indices_1), 1).cpu()
-    wrong = ((wiring < 0) | (wiring >= num_features)).nonzero()
-    if len(wrong):
-        gate, side = wrong[0].tolist()
-        raise ValueError(
-            f"logic_dense: indices_{side}[{gate}] = {int(wiring[gate, side])} is outside the {num_features} features"
-        )
     others = wiring.flip(1).flatten()
     return _by_input(wiring, wiring.flatten(), torch.arange(wiring.numel()), others, num_features)
 
 
 def _tree(selection: Tensor, num_channels: int, kernel: tuple[int, int]) -> FanOut:
-    codes = selection.cpu().long()
-    channel, row, column = codes >> 16, codes >> 8 & 255, codes & 255
-    for name, value, limit in (
-        ("channel", channel, num_channels),
-        ("row", row, kernel[0]),
-        ("column", column, kernel[1]),
-    ):
-        wrong = ((value < 0) | (value >= limit)).nonzero()
-        if len(wrong):
-            k, leaf = wrong[0].tolist()
-            raise ValueError(
-                f"logic_tree: leaf {leaf} of kernel {k} selects {name} {int(value[k, leaf])}, outside 0..{limit - 1}"
-            )
-    return _by_input(
-        selection.cpu(), channel.flatten(), torch.arange(codes.numel()), (codes & 65535).flatten(), num_channels
-    )
+    check_selection("logic_tree", selection, num_channels, kernel)
+    codes = selection.cpu().flatten().long()
+    return _by_input(selection.cpu(), codes >> 16, torch.arange(codes.numel()), codes & 65535, num_channels)
 
 
 def _by_input(wiring: Tensor, inputs: Tensor, readers: Tensor, details: Tensor, num_inputs: int) -> FanOut:

@@ -10,6 +10,7 @@ import torch
 from ..gates import NUM_GATES, coefficients_of, coefficients_of_row
 from . import cuda
 from .backend import native, use_native
+from .op import Op
 
 
 def reference_gate_coefficients(logits: torch.Tensor) -> torch.Tensor:
@@ -45,24 +46,18 @@ def gate_coefficients(logits: torch.Tensor, implementation: str = "auto") -> tor
     return coefficients
 
 
-@torch.library.custom_op("convlogic::gate_coefficients", mutates_args=(), device_types="cpu")
-def _forward(logits: torch.Tensor) -> torch.Tensor:
+def _cpu_forward(logits: torch.Tensor) -> torch.Tensor:
     logits = logits.contiguous()
     coefficients = logits.new_empty((*logits.shape[:-1], 4))
     native().gate_coefficients_forward(logits=logits.data_ptr(), coefficients=coefficients.data_ptr(), **_sizes(logits))
     return coefficients
 
 
-_forward.register_kernel("cuda")(cuda.cuda_coefficients_forward)
-
-
-@_forward.register_fake
-def _(logits: torch.Tensor) -> torch.Tensor:
+def _fake_forward(logits: torch.Tensor) -> torch.Tensor:
     return logits.new_empty((*logits.shape[:-1], 4))
 
 
-@torch.library.custom_op("convlogic::gate_coefficients_backward", mutates_args=(), device_types="cpu")
-def _backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def _cpu_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     grad_coefficients, logits = grad_coefficients.contiguous(), logits.contiguous()
     grad_logits = torch.empty_like(logits)
     native().gate_coefficients_backward(
@@ -74,11 +69,7 @@ def _backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Te
     return grad_logits
 
 
-_backward.register_kernel("cuda")(cuda.cuda_coefficients_backward)
-
-
-@_backward.register_fake
-def _(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def _fake_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -101,4 +92,7 @@ def _autograd(ctx: Any, grad_coefficients: torch.Tensor) -> torch.Tensor:
     return grad_logits
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_backward = Op("gate_coefficients_backward", _cpu_backward, _fake_backward, cuda.cuda_coefficients_backward)
+_forward = Op(
+    "gate_coefficients", _cpu_forward, _fake_forward, cuda.cuda_coefficients_forward, _setup_context, _autograd
+)

@@ -10,6 +10,8 @@ import torch
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost_empty, check_tensors, use_native
 from .logic_forest import native_forest_backward, native_forest_forward
+from .op import Op
+from .wiring_checks import check_dense
 
 
 def reference_logic_dense(
@@ -42,8 +44,7 @@ def logic_dense(
         (B, O); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or (on CUDA) an index outside [0, F).
-        IndexError: an index outside [0, F).
+        ValueError: shapes, dtypes or devices do not fit together, or an index outside [0, F).
     """
     check_tensors("logic_dense", x, 2, coefficients)
     num_gates = coefficients.shape[0]
@@ -54,6 +55,7 @@ def logic_dense(
                 f"got {tuple(indices.shape)}, {indices.dtype}, on {indices.device}"
             )
     if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
+        check_dense("logic_dense", indices_0, indices_1, x.shape[1])
         return reference_logic_dense(x, indices_0, indices_1, coefficients)
     if x.is_cuda:
         coefficients = coefficients.float()
@@ -61,23 +63,20 @@ def logic_dense(
     return y
 
 
-@torch.library.custom_op("convlogic::logic_dense", mutates_args=(), device_types="cpu")
-def _forward(
+def _cpu_forward(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
+    check_dense("logic_dense", indices_0, indices_1, x.shape[1])
     return native_forest_forward(x, torch.stack((indices_0, indices_1), 1), None, coefficients)
 
 
-_forward.register_kernel("cuda")(cuda.dense_forward)
-
-
-@_forward.register_fake
-def _(x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+def _fake_forward(
+    x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
     return batch_innermost_empty(x, coefficients.shape[0])
 
 
-@torch.library.custom_op("convlogic::logic_dense_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def _cpu_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     indices_0: torch.Tensor,
@@ -90,11 +89,7 @@ def _backward(
     return native_forest_backward(grad_y, x, leaves, None, coefficients, needs_grad_x)
 
 
-_backward.register_kernel("cuda")(cuda.dense_backward)
-
-
-@_backward.register_fake
-def _(
+def _fake_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     indices_0: torch.Tensor,
@@ -116,4 +111,5 @@ def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]
     return grad_x if needs_grad_x else None, None, None, grad_coefficients
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_backward = Op("logic_dense_backward", _cpu_backward, _fake_backward, cuda.dense_backward)
+_forward = Op("logic_dense", _cpu_forward, _fake_forward, cuda.dense_forward, _setup_context, _autograd)

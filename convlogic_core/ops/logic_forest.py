@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .op import Op
+from .wiring_checks import check_indices, check_rows
 
 
 def reference_logic_forest(
@@ -50,8 +52,8 @@ def logic_forest(
         (B, K / group); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together.
-        IndexError: a leaf outside [0, F), or a row that is missing or named twice.
+        ValueError: shapes, dtypes or devices do not fit together, a leaf outside [0, F), or a row that is missing or
+            named twice.
     """
     check_tensors("logic_forest", x, 2, coefficients)
     num_gates = gate_rows.shape[-1]
@@ -70,9 +72,15 @@ def logic_forest(
     if group < 1 or len(leaves) % group:
         raise ValueError(f"logic_forest cannot sum {len(leaves)} trees in groups of {group}: it must divide them")
     if not use_native(implementation, x):
+        _check_wiring(x, leaves, gate_rows)
         return reference_logic_forest(x, leaves, gate_rows, coefficients, group)
     y: torch.Tensor = _forward(x, leaves, gate_rows, coefficients, group)
     return y
+
+
+def _check_wiring(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor) -> None:
+    check_indices("logic_forest", "leaves", leaves, x.shape[1])
+    check_rows("logic_forest", gate_rows)
 
 
 def forest_wiring(
@@ -166,22 +174,20 @@ def native_forest_backward(
     return grad_x, grad_coefficients
 
 
-@torch.library.custom_op("convlogic::logic_forest", mutates_args=(), device_types="cpu")
-def _forward(
+def _cpu_forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
+    _check_wiring(x, leaves, gate_rows)
     return native_forest_forward(x, leaves, gate_rows, coefficients, group)
 
 
-@_forward.register_fake
-def _(
+def _fake_forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
     return batch_innermost_empty(x, leaves.shape[0] // group)
 
 
-@torch.library.custom_op("convlogic::logic_forest_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def _cpu_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     leaves: torch.Tensor,
@@ -193,8 +199,7 @@ def _backward(
     return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x, group)
 
 
-@_backward.register_fake
-def _(
+def _fake_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     leaves: torch.Tensor,
@@ -218,4 +223,5 @@ def _autograd(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]
     return grad_x if needs_grad_x else None, None, None, grad_coefficients, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_backward = Op("logic_forest_backward", _cpu_backward, _fake_backward)
+_forward = Op("logic_forest", _cpu_forward, _fake_forward, None, _setup_context, _autograd)

@@ -11,6 +11,8 @@ from torch.nn.functional import max_pool2d, pad
 
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost, batch_innermost_empty, check_tensors, native, use_native
+from .op import Op
+from .wiring_checks import check_selection
 
 
 def reference_logic_tree(
@@ -68,9 +70,8 @@ def logic_tree(
         (N, K, H', W'); batch-innermost from the native kernel.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or (on CUDA) a
-            leaf outside its window or the channels of x.
-        IndexError: a leaf outside its window or the channels of x.
+        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, or a leaf
+            outside its window or the channels of x.
     """
     check_tensors("logic_tree", x, 4, coefficients)
     num_kernels, num_gates, _ = coefficients.shape
@@ -84,6 +85,7 @@ def logic_tree(
         )
     tree_output_size(x.shape[2:], kernel, stride, padding, pool)
     if not use_native(implementation, x, cuda_dtypes=CUDA_DTYPES):
+        check_selection("logic_tree", selection, x.shape[1], kernel)
         return reference_logic_tree(x, selection, coefficients, kernel, stride, padding, pool)
     if x.is_cuda:
         coefficients = coefficients.float()
@@ -117,8 +119,7 @@ def tree_output_size(
     return height, width
 
 
-@torch.library.custom_op("convlogic::logic_tree", mutates_args=(), device_types="cpu")
-def _forward(
+def _cpu_forward(
     x: torch.Tensor,
     selection: torch.Tensor,
     coefficients: torch.Tensor,
@@ -128,6 +129,7 @@ def _forward(
     pool: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The pooled output, and which position of its pool block each value came from (empty without pooling)."""
+    check_selection("logic_tree", selection, x.shape[1], (kernel[0], kernel[1]))
     x, selection, coefficients = batch_innermost(x), selection.contiguous(), coefficients.contiguous()
     y, winner = _empty_outputs(x, coefficients, kernel, stride, padding, pool)
     native().logic_tree_forward(
@@ -141,7 +143,6 @@ def _forward(
     return y, winner
 
 
-@_forward.register_kernel("cuda")
 def _cuda_forward(
     x: torch.Tensor,
     selection: torch.Tensor,
@@ -156,8 +157,7 @@ def _cuda_forward(
     return y, winner
 
 
-@_forward.register_fake
-def _(
+def _fake_forward(
     x: torch.Tensor,
     selection: torch.Tensor,
     coefficients: torch.Tensor,
@@ -205,8 +205,7 @@ def _geometry(
     }
 
 
-@torch.library.custom_op("convlogic::logic_tree_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def _cpu_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     selection: torch.Tensor,
@@ -238,11 +237,7 @@ def _backward(
     return grad_x, grad_coefficients
 
 
-_backward.register_kernel("cuda")(cuda.tree_backward)
-
-
-@_backward.register_fake
-def _(
+def _fake_backward(
     grad_y: torch.Tensor,
     x: torch.Tensor,
     selection: torch.Tensor,
@@ -262,13 +257,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     x, selection, coefficients, *ctx.geometry = inputs
     _, winner = output
     ctx.mark_non_differentiable(winner)
+    ctx.set_materialize_grads(False)  # no zeros for the winners
     ctx.save_for_backward(x, selection, coefficients, winner)
 
 
-def _autograd(ctx: Any, grad_y: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def _autograd(ctx: Any, grad_y: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * 7
     needs_grad_x = ctx.needs_input_grad[0]
     grad_x, grad_coefficients = _backward(grad_y, *ctx.saved_tensors, *ctx.geometry, needs_grad_x)
     return grad_x if needs_grad_x else None, None, grad_coefficients, None, None, None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+_backward = Op("logic_tree_backward", _cpu_backward, _fake_backward, cuda.tree_backward)
+_forward = Op("logic_tree", _cpu_forward, _fake_forward, _cuda_forward, _setup_context, _autograd)

@@ -16,6 +16,7 @@ from . import cuda
 from .backend import native, use_native
 from .logic_tree import tree_output_size
 from .packed_native import PackedStack
+from .wiring_checks import check_dense, check_indices, check_selection
 
 WORD_BITS: Final = 64
 
@@ -89,18 +90,30 @@ def packed_dense(
         (O, W) int64.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together.
-        IndexError: an index outside [0, F), or a number that is no gate.
+        ValueError: shapes, dtypes or devices do not fit together, an index outside [0, F), or a number that is no gate.
     """
     _check_words("packed_dense", words, 2)
     for name, tensor in (("indices_0", indices_0), ("indices_1", indices_1), ("gates", gates)):
         _check_wiring("packed_dense", name, tensor, (len(gates),), torch.int64, words.device)
+    check_indices("packed_dense", "gates", gates, NUM_GATES, "gates")
+    return dense_words(words, indices_0, indices_1, gates, implementation)
+
+
+def dense_words(
+    words: torch.Tensor,
+    indices_0: torch.Tensor,
+    indices_1: torch.Tensor,
+    gates: torch.Tensor,
+    implementation: str,
+) -> torch.Tensor:
+    """`packed_dense` of gates that are known to be gates: checking new numbers would wait for a GPU."""
     if not use_native(implementation, words, (torch.int64,), (torch.int64,)):
+        check_dense("packed_dense", indices_0, indices_1, len(words))
         return reference_packed_dense(words, indices_0, indices_1, gates)
     if words.is_cuda:
         return cuda.cuda_packed_dense(words, indices_0, indices_1, gates)
     stack = PackedStack(words.shape[:1])
-    stack.add_forest(torch.stack((indices_0, indices_1), 1), gates[:, None])
+    stack.add_dense(indices_0, indices_1, gates)
     return stack.planes(words)
 
 
@@ -108,7 +121,6 @@ def reference_packed_dense(
     words: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, gates: torch.Tensor
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `packed_dense`."""
-    _check_gates(gates)
     return _apply(gates[:, None], words.index_select(0, indices_0), words.index_select(0, indices_1))
 
 
@@ -138,8 +150,8 @@ def packed_tree(
         (K, H', X', W) int64.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or the image is smaller than the kernel.
-        IndexError: a leaf outside its window or the channels, or a number that is no gate.
+        ValueError: shapes, dtypes or devices do not fit together, the image is smaller than the kernel, a leaf outside
+            its window or the channels, or a number that is no gate.
     """
     _check_words("packed_tree", words, 4)
     num_kernels, num_gates = gates.shape if gates.ndim == 2 else (0, 0)
@@ -150,8 +162,24 @@ def packed_tree(
         )
     _check_wiring("packed_tree", "gates", gates, (num_kernels, num_gates), torch.int64, words.device)
     _check_wiring("packed_tree", "selection", selection, (num_kernels, num_gates + 1), torch.int32, words.device)
+    check_indices("packed_tree", "gates", gates, NUM_GATES, "gates")
+    return tree_words(words, selection, gates, kernel, stride, padding, pool, implementation)
+
+
+def tree_words(
+    words: torch.Tensor,
+    selection: torch.Tensor,
+    gates: torch.Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    pool: int,
+    implementation: str,
+) -> torch.Tensor:
+    """`packed_tree` of gates that are known to be gates, as `dense_words`."""
     size = tree_output_size(words.shape[1:3], kernel, stride, padding, pool)
     if not use_native(implementation, words, (torch.int64,), (torch.int64,)):
+        check_selection("packed_tree", selection, len(words), kernel)
         return reference_packed_tree(words, selection, gates, kernel, stride, padding, pool)
     if words.is_cuda:
         return cuda.cuda_packed_tree(words, selection, gates, kernel, stride, padding, pool)
@@ -170,12 +198,9 @@ def reference_packed_tree(
     pool: int = 2,
 ) -> torch.Tensor:
     """The specification, in plain PyTorch. Arguments as in `packed_tree`."""
-    _check_gates(gates)
     planes = pad(words, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    channels, height, width, _ = planes.shape
+    _, height, width, _ = planes.shape
     channel, row, column = selection >> 16 & 65535, selection >> 8 & 255, selection & 255
-    if selection.numel() and (channel.max() >= channels or row.max() >= kernel[0] or column.max() >= kernel[1]):
-        raise IndexError(f"selection names a leaf outside {channels} channels and a {kernel[0]}x{kernel[1]} kernel")
     rows = torch.arange(0, height - kernel[0] + 1, stride[0], device=words.device)
     columns = torch.arange(0, width - kernel[1] + 1, stride[1], device=words.device)
     windows = rows[:, None] * width + columns  # (H', X') before pooling
@@ -261,9 +286,3 @@ def _check_wiring(
             f"{op} needs {name} of shape {shape}, {dtype}, on {device}; "
             f"got {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
         )
-
-
-def _check_gates(gates: torch.Tensor) -> None:
-    wrong = gates[(gates < 0) | (gates >= NUM_GATES)]
-    if len(wrong):
-        raise IndexError(f"gates names {int(wrong[0])}, none of the {NUM_GATES} gates, 0 to {NUM_GATES - 1}")

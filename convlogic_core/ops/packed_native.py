@@ -9,30 +9,29 @@ from collections.abc import Sequence
 import torch
 
 from .backend import native
+from .wiring_checks import check_dense, check_selection
 
 
 class PackedStack:
     """Layers that follow one another on planes of the given shape, (C, H, X) or (F,). Wiring and gates are copied.
 
     Raises:
-        IndexError: wiring outside the planes, or a number that is no gate.
+        ValueError: wiring outside the planes, or a number that is no gate.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self._stack = native().PackedStack(rows=math.prod(shape))
 
-    def add_forest(self, leaves: torch.Tensor, gates: torch.Tensor) -> None:
-        """Trees over all rows of the planes: leaves (K, L) int64, gates (K, G) int64.
+    def add_dense(self, indices_0: torch.Tensor, indices_1: torch.Tensor, gates: torch.Tensor) -> None:
+        """Gates over all rows of the planes, all (O,) int64.
 
-        A forest below that has at least a tree for every leaf is evaluated together with this one, as deeper trees.
+        A layer below that has at least a gate for every input is evaluated together with this one, as trees.
         """
-        leaves, gates = leaves.contiguous(), gates.contiguous()
-        num_trees, num_gates = gates.shape
-        self._stack.add_forest(
-            leaves=leaves.data_ptr(), gates=gates.data_ptr(), trees=num_trees, gates_a_tree=num_gates
-        )
-        self.shape = (num_trees,)
+        check_dense("packed_dense", indices_0, indices_1, math.prod(self.shape))
+        leaves, gates = torch.stack((indices_0, indices_1), 1), gates.contiguous()
+        self._stack.add_forest(leaves=leaves.data_ptr(), gates=gates.data_ptr(), trees=len(gates), gates_a_tree=1)
+        self.shape = (len(gates),)
 
     def add_tree(
         self,
@@ -45,9 +44,10 @@ class PackedStack:
         out_size: tuple[int, int],
     ) -> None:
         """A tree convolution: selection (K, L) int32, gates (K, G) int64; out_size after pooling."""
+        channels, height, width = self.shape
+        check_selection("packed_tree", selection, channels, kernel)
         selection, gates = selection.contiguous(), gates.contiguous()
         num_kernels, num_gates = gates.shape
-        channels, height, width = self.shape
         self._stack.add_tree(
             selection=selection.data_ptr(),
             gates=gates.data_ptr(),

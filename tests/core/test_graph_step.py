@@ -135,7 +135,19 @@ def test_each_estimator_is_warmed_up_and_captured(cuda: FakeCuda) -> None:
     assert cuda.take() == 2 * (WARM_UP + "crr")
 
 
-@pytest.mark.parametrize("what", ["weights and wiring", "optimizer", "rate as a number", "moved weights", "decay"])
+CHANGES = [
+    "weights and wiring",
+    "optimizer",
+    "rate as a number",
+    "moved weights",
+    "decay",
+    "tau",
+    "grad_factor",
+    "frozen",
+]
+
+
+@pytest.mark.parametrize("what", CHANGES)
 def test_what_a_graph_cannot_see_starts_it_again(cuda: FakeCuda, what: str) -> None:
     training = Training()
     training.run(EAGER_STEPS + 2)
@@ -153,7 +165,43 @@ def test_what_a_graph_cannot_see_starts_it_again(cuda: FakeCuda, what: str) -> N
             parameter.data = parameter.data.clone()
         case "decay":
             training.optimizer.param_groups[0]["weight_decay"] = 0.25
+        case "tau":
+            training.model[-1].tau = 0.3
+        case "grad_factor":
+            training.model[0].grad_factor = 2.0
+        case "frozen":
+            training.model[0].weights.requires_grad_(False)
     training.run(EAGER_STEPS + 2)
+    assert cuda.take() == WARM_UP + "crr"
+
+
+@pytest.mark.parametrize("of", ["module", "weights", "optimizer"])
+def test_steps_with_hooks_are_eager(cuda: FakeCuda, of: str) -> None:
+    """A replay would not run them."""
+    training = Training()
+    training.run(EAGER_STEPS + 2)
+    cuda.take()
+    calls: list[int] = []
+    match of:
+        case "module":
+            handle = training.model[0].register_forward_hook(lambda *_: calls.append(1))
+        case "weights":
+            handle = training.model[0].weights.register_hook(lambda *_: calls.append(1))
+        case "optimizer":
+            handle = training.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    training.run(EAGER_STEPS + 2)
+    assert cuda.take() == "e" * (EAGER_STEPS + 2) and len(calls) == EAGER_STEPS + 2
+    handle.remove()
+    training.run(EAGER_STEPS + 2)
+    assert cuda.take().endswith("rr")
+
+
+def test_modes_need_no_new_graph(cuda: FakeCuda) -> None:
+    """An evaluation between two steps leaves the model in eval mode; the step itself trains."""
+    training = Training()
+    training.run(EAGER_STEPS + 1)
+    training.model.eval()
+    training.run(1)
     assert cuda.take() == WARM_UP + "crr"
 
 

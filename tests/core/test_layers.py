@@ -255,10 +255,10 @@ CONV_ERRORS = [
     ({"parametrization": "walsh"}, "parametrization 'walsh'"),
     ({"implementation": "gpu"}, "implementation 'gpu'"),
     ({"selection": torch.zeros(3, 4, dtype=torch.int32)}, r"shape \(3, 4\), expected .*\(3, 8\)"),
-    ({"selection": torch.full((3, 8), 2 << 16)}, "channel 2, the layer has 2"),
-    ({"selection": torch.full((3, 8), -1 << 16)}, "channel -1, the layer has 2"),
-    ({"selection": torch.full((3, 8), 3 << 8)}, "row 3, the layer has 3"),
-    ({"selection": torch.full((3, 8), 3)}, "column 3, the layer has 3"),
+    ({"selection": torch.full((3, 8), 2 << 16)}, r"selection\[0, 0\] names channel 2, outside"),
+    ({"selection": torch.full((3, 8), -1 << 16)}, r"selection\[0, 0\] names channel -1, outside"),
+    ({"selection": torch.full((3, 8), 3 << 8)}, r"selection\[0, 0\] names row 3, outside"),
+    ({"selection": torch.full((3, 8), 3)}, r"selection\[0, 0\] names column 3, outside"),
 ]
 
 

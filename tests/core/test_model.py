@@ -20,6 +20,7 @@ from convlogic_core import (
     num_parameters,
     raw_gates,
 )
+from convlogic_core.packed import packed_sums
 
 SMALL = ModelSpec((2, 8, 8), (ConvSpec(3), ConvSpec(4, kernel=2)), (DenseSpec(12), DenseSpec(6)), 3, 2.0)
 quick = settings(deadline=None, max_examples=30)
@@ -206,3 +207,18 @@ def test_specs_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         replace(SMALL, **change)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_built_in_inference_mode_is_evaluated(implementation: str) -> None:
+    """Its tensors have no versions: what depends on them is worked out anew each time."""
+    spec = ModelSpec((1, 6, 6), (ConvSpec(3),), (DenseSpec(20), DenseSpec(12)), 3, 1.0)
+    x = torch.rand(5, 1, 6, 6)
+    with torch.inference_mode():
+        model = build_model(spec, 1, implementation)
+        for seed in (1, 2):
+            other = build_model(spec, seed, implementation)
+            model.load_state_dict(other.state_dict())
+            expected = torch.nn.Sequential(*other)(x)
+            torch.testing.assert_close(model(x), expected)
+            assert torch.equal(packed_sums(model.eval(), x.round()), packed_sums(other.eval(), x.round()))
+            model.train()

@@ -1,11 +1,13 @@
 """Every way to make a step computes what the layers compute."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,10 +29,13 @@ from convlogic_core.training_step import LayerStep, training_step
 pytestmark = pytest.mark.skipif(not native_built(), reason="native steps need the extension")
 SPEC = ModelSpec(
     input_shape=(2, 11, 9),
-    conv=(ConvSpec(4, kernel=3, padding=1), ConvSpec(6, kernel=2, padding=1, tree_depth=2, residual_init=False)),
+    conv=(
+        ConvSpec(4, kernel=3, padding=1, residual_init=False),
+        ConvSpec(6, kernel=2, padding=1, tree_depth=2, residual_init=False),
+    ),
     dense=(DenseSpec(48, residual_init=False), DenseSpec(24, residual_init=False), DenseSpec(12, residual_init=False)),
     num_classes=3,
-    tau=2.5,
+    tau=0.5,
 )
 
 
@@ -58,8 +63,13 @@ def native_step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[NetworkStep, to
     return step, optimizer
 
 
-def check_same_gradients(spec: ModelSpec, batch: int, estimator: str = "soft") -> None:
-    """The first moment after one step is a tenth of the gradient."""
+def check_same_gradients(
+    spec: ModelSpec, batch: int, estimator: str = "soft", tolerance: float = 1e-4, reaches_all: bool = True
+) -> None:
+    """The first moment after one step is a tenth of the gradient, the second a thousandth of its square.
+
+    Gradients of early layers are small: each tensor is compared on its own scale.
+    """
     x, y = data(spec)
     rows = torch.randint(0, len(x), (batch,), generator=torch.Generator().manual_seed(2))
     of_layers, of_network = build_model(spec, 3), build_model(spec, 3)
@@ -71,10 +81,12 @@ def check_same_gradients(spec: ModelSpec, batch: int, estimator: str = "soft") -
     loss = step(rows, 0.05)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     for a, b in zip(of_layers.parameters(), of_network.parameters(), strict=True):
-        torch.testing.assert_close(
-            optimizer.state[b]["exp_avg"], expected.state[a]["exp_avg"], rtol=2e-4, atol=2e-7, msg=f"{a.shape}"
-        )
-        torch.testing.assert_close(optimizer.state[b]["exp_avg_sq"], expected.state[a]["exp_avg_sq"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            of_a, of_b = expected.state[a][moment], optimizer.state[b][moment]
+            greatest = float(of_a.abs().max())
+            assert greatest > 0 or not reaches_all, f"no gradient reaches {tuple(a.shape)}"
+            error = float((of_b - of_a).abs().max())
+            assert error <= tolerance * greatest, f"{moment} {tuple(a.shape)}: {error} off, the greatest is {greatest}"
 
 
 @pytest.mark.parametrize("estimator", ["soft", "ste"])
@@ -117,8 +129,9 @@ def test_gradients_agree_for_any_plain_stack(
         dense = tuple(DenseSpec(2 * widest >> i, residual_init=False) for i in range(num_dense))
         spec = ModelSpec((channels, height, width), conv, dense, 2, 1.5, parametrization)
     except ValueError:
-        return
-    check_same_gradients(spec, 40)
+        assume(False)
+    # stacks in which terms of the gradients cancel are less exact; all leaves of a block may lie in the padding
+    check_same_gradients(spec, 40, tolerance=1e-3, reaches_all=False)
 
 
 @pytest.mark.parametrize("isa", native().supported_isas() if native_built() else [])
@@ -276,6 +289,64 @@ def test_a_hook_registered_later_runs() -> None:
     assert calls == [1]
 
 
+def goes_through_the_layers(change: Callable[[nn.Sequential, torch.optim.AdamW], object]) -> bool:
+    """Whether the step after this change of model and optimizer does, in which case it must be that of the layers."""
+    x, y = data(SPEC)
+    rows = torch.arange(60)
+    results, ran = [], []
+    for kind in (NetworkStep.of, LayerStep):
+        model = build_model(SPEC, 3)
+        optimizer = adamw(model)
+        step = kind(model, optimizer, x, y)
+        assert step is not None
+        step(rows, 0.01)
+        change(model, optimizer)
+        with pytest.MonkeyPatch.context() as patch:
+            run = Mock(side_effect=LayerStep(model, optimizer, x, y).run)
+            patch.setattr(LayerStep, "run", run)
+            loss = step(rows, 0.01)
+        results.append([loss, *(parameter.detach() for parameter in model.parameters())])
+        ran.append(run.called)
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    return ran[0]
+
+
+LATER: dict[str, tuple[bool, Callable[[Any, torch.optim.AdamW], object]]] = {
+    "nothing": (False, lambda model, optimizer: None),
+    "a larger window": (False, lambda model, optimizer: vars(model[0]).update(kernel=(5, 3), padding=(2, 1))),
+    "tau": (False, lambda model, optimizer: setattr(model[-1], "tau", 0.3)),
+    "implementation": (True, lambda model, optimizer: [setattr(layer, "implementation", "python") for layer in model]),
+    "grad_factor": (True, lambda model, optimizer: setattr(model[1], "grad_factor", 2.0)),
+    "a frozen layer": (True, lambda model, optimizer: model[0].weights.requires_grad_(False)),
+    "a hook of weights": (True, lambda model, optimizer: model[0].weights.register_hook(lambda grad: 2 * grad)),
+    "amsgrad": (True, lambda model, optimizer: make_amsgrad(optimizer)),
+    "maximize": (True, lambda model, optimizer: optimizer.param_groups[0].update(maximize=True)),
+    "an optimizer's hook": (True, lambda model, optimizer: optimizer.register_step_pre_hook(lambda *_: None)),
+    "fewer parameters": (True, lambda model, optimizer: optimizer.param_groups[0]["params"].pop()),
+}
+
+
+def make_amsgrad(optimizer: torch.optim.AdamW) -> None:
+    optimizer.param_groups[0]["amsgrad"] = True
+    for state in optimizer.state.values():
+        state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_what_model_and_optimizer_become_between_steps_is_seen(change: str) -> None:
+    expected, make = LATER[change]
+    assert goes_through_the_layers(make) is expected
+
+
+def test_another_kind_of_optimizer_goes_through_the_layers() -> None:
+    class Halved(torch.optim.AdamW):
+        pass
+
+    x, y = data(SPEC)
+    model = build_model(SPEC, 3)
+    assert NetworkStep.of(model, Halved(model.parameters()), x, y) is None
+
+
 def test_wiring_that_is_not_contiguous() -> None:
     selection = build_model(SPEC, 3)[0].selection.T.contiguous().T
     model = build_model(SPEC, 3)
@@ -304,13 +375,40 @@ def test_other_optimizers_and_data_go_through_the_layers() -> None:
     assert NativeNetwork.of(tall, (2, 5, 5)) is None  # the kernel is larger than the image
 
 
-def test_no_rows_at_all_are_refused() -> None:
+WRONG = [
+    ("rows", torch.arange(0)),
+    ("rows", torch.arange(3).int()),
+    ("rows", torch.arange(4).reshape(2, 2)),
+    ("y", torch.zeros(150, dtype=torch.int32)),
+    ("y", torch.zeros(149, dtype=torch.int64)),
+    ("x", torch.zeros(150, 2, 11, 9)),
+    ("x", torch.zeros(150, 2, 9, 11, dtype=torch.uint8)),
+    ("x", torch.zeros(150, 198, dtype=torch.uint8)),
+    ("x", torch.zeros(150, 2, 11, 9, dtype=torch.uint8, device="meta")),
+]
+
+
+@pytest.mark.parametrize(("name", "tensor"), WRONG)
+def test_other_tensors_are_refused(name: str, tensor: Tensor) -> None:
     x, y = data(SPEC)
     network = NativeNetwork.of(build_model(SPEC, 3), x.shape[1:])
     assert network is not None
-    for rows in (torch.arange(0), torch.arange(3).int(), torch.arange(4).reshape(2, 2)):
-        with pytest.raises(ValueError, match="rows must be one or more int64"):
-            network.gradients(x, y, rows)
+    with pytest.raises(ValueError, match=rf"^the native network takes {name} \(.* on the CPU, got "):
+        network.gradients(**({"x": x, "y": y, "rows": torch.arange(9)} | {name: tensor}))
+    if name == "x":
+        with pytest.raises(ValueError, match="takes x"):
+            network.scores(tensor)
+
+
+def test_tensors_that_are_not_contiguous() -> None:
+    x, y = data(SPEC)
+    network = NativeNetwork.of(build_model(SPEC, 3), x.shape[1:])
+    assert network is not None
+    network.compute_coefficients()
+    rows = torch.arange(40)
+    expected = network.gradients(x, y, rows)
+    apart = x.movedim(0, -1).contiguous().movedim(-1, 0), y.repeat_interleave(2)[::2], rows.repeat_interleave(2)[::2]
+    assert network.gradients(*apart) == expected
 
 
 def test_a_step_needs_gradients() -> None:

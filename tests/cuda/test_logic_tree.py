@@ -178,10 +178,10 @@ def test_first_layer_has_no_input_gradient(emulated):
 @pytest.mark.parametrize(
     "code, message",
     [
-        (3 << 16, r"leaf 5 of kernel 2 selects channel 3, outside 0\.\.2"),
-        (3 << 8, r"selects row 3, outside 0\.\.2"),
-        (3, r"selects column 3, outside 0\.\.2"),
-        (-1, "selects channel -1"),
+        (3 << 16, r"selection\[2, 5\] names channel 3, outside 0\.\.2"),
+        (3 << 8, r"names row 3, outside 0\.\.2"),
+        (3, r"names column 3, outside 0\.\.2"),
+        (-1, "names channel -1"),
     ],
 )
 def test_wiring_outside_the_input_is_refused(emulated, code, message):

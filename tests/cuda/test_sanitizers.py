@@ -19,6 +19,7 @@ TESTS = (
     "test_logic_tree.py::test_backward_in_rounds",
     "test_gate_coefficients.py::test_parity",
     "test_packed.py::test_dense",
+    "test_packed.py::test_tree",
     "test_packed.py::test_class_sums",
 )
 

@@ -135,11 +135,13 @@ def test_thread_count_does_not_change_a_bit(isa, batch):
 
 @pytest.mark.parametrize("bad", [-1, 37, 2**40])
 @pytest.mark.parametrize("side", [0, 1])
-def test_wiring_outside_the_input_is_refused(bad, side):
+@pytest.mark.parametrize("implementation", ["cpu", "python"])
+def test_wiring_outside_the_input_is_refused(bad, side, implementation):
     x, *indices, coefficients, _ = example(4)
+    logic_dense(x, *indices, coefficients, implementation)
     indices[side][17] = bad
-    with pytest.raises(IndexError, match=rf"leaves\[17, {side}\] = {bad} is outside the 37 features"):
-        logic_dense(x, *indices, coefficients, "cpu")
+    with pytest.raises(ValueError, match=rf"logic_dense: indices_{side}\[17\] = {bad} is outside the 37 features"):
+        logic_dense(x, *indices, coefficients, implementation)
 
 
 @pytest.mark.parametrize(

@@ -123,15 +123,16 @@ def test_opcheck():
         ("leaves", 23, r"leaves\[2, 3\] = 23 is outside the 23 features"),
         ("leaves", -1, r"leaves\[2, 3\] = -1"),
         ("gate_rows", 77, r"gate_rows\[2, 3\] = 77 is outside the 77 rows"),
-        ("gate_rows", "twice", "twice"),
+        ("gate_rows", "twice", r"gate_rows\[2, 3\] names row \d+ twice"),
     ],
 )
-def test_wrong_wiring_is_refused(wiring, value, message):
+@pytest.mark.parametrize("implementation", ["cpu", "python"])
+def test_wrong_wiring_is_refused(wiring, value, message, implementation):
     x, leaves, gate_rows, coefficients, _ = example(4)
     tensor = {"leaves": leaves, "gate_rows": gate_rows}[wiring]
     tensor[2, 3] = tensor[0, 0] if value == "twice" else value
-    with pytest.raises(IndexError, match=message):
-        logic_forest(x, leaves, gate_rows, coefficients, 1, "cpu")
+    with pytest.raises(ValueError, match=message):
+        logic_forest(x, leaves, gate_rows, coefficients, 1, implementation)
 
 
 @pytest.mark.parametrize(

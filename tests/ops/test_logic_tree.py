@@ -189,12 +189,16 @@ def test_thread_count_does_not_change_a_bit(isa, batch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("code", [3 << 16, 3 << 8, 3, -1])
-def test_wiring_outside_the_window_is_refused(code):
+@pytest.mark.parametrize("implementation", ["cpu", "python"])
+@pytest.mark.parametrize(
+    ("code", "message"), [(3 << 16, "channel 3"), (3 << 8, "row 3"), (3, "column 3"), (-1, "channel -1")]
+)
+def test_wiring_outside_the_window_is_refused(code, message, implementation):
     x, selection, coefficients, geometry = example()
+    logic_tree(x, selection, coefficients, **geometry, implementation=implementation)
     selection[4, 5] = code
-    with pytest.raises(IndexError, match=r"leaf 5 of kernel 4 .* outside 3 channels and a 3x3 kernel"):
-        logic_tree(x, selection, coefficients, **geometry, implementation="cpu")
+    with pytest.raises(ValueError, match=rf"logic_tree: selection\[4, 5\] names {message}, outside 0\.\.2$"):
+        logic_tree(x, selection, coefficients, **geometry, implementation=implementation)
 
 
 @pytest.mark.parametrize(

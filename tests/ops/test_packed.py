@@ -173,19 +173,21 @@ def test_wiring_and_gates_out_of_range(implementation):
     for leaf in (3 << 16, 3 << 8, 3, -1):
         wrong = selection.clone()
         wrong[2, 3] = leaf
-        with pytest.raises(IndexError, match=r"selection.* 3 channels and a 3x3 kernel$"):
+        with pytest.raises(ValueError, match=r"packed_tree: selection\[2, 3\] names .*, outside 0\.\.2$"):
             packed_tree(words, wrong, gates, **geometry, implementation=implementation)
     for gate in (-1, 16):
         wrong = gates.clone()
         wrong[2, 1] = gate
-        with pytest.raises(IndexError, match=rf"gates.* {gate}.*none of the 16 gates"):
+        with pytest.raises(ValueError, match=rf"packed_tree: gates\[2, 1\] = {gate} is outside the 16 gates"):
             packed_tree(words, selection, wrong, **geometry, implementation=implementation)
     index = numbers(3, 5)
     for feature in (-1, 3):
         wrong = index.clone()
         wrong[4] = feature
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match=rf"packed_dense: indices_1\[4\] = {feature} is outside the 3 features"):
             packed_dense(words[:, 0, 0], index, wrong, numbers(16, 5), implementation)
+    with pytest.raises(ValueError, match=r"packed_dense: gates\[0\] = \d+ is outside the 16 gates"):
+        packed_dense(words[:, 0, 0], index, index, numbers(16, 5) + 16, implementation)
 
 
 WORDS = torch.zeros(4, 2, dtype=torch.int64)
