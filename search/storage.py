@@ -1,9 +1,10 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
-`goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`, `uid`, `warm_start`. Limits on accuracy and on core or total gates are Optuna's own
-constraints, set when a trial is told.
+`goes_on_after` and `stopped_at_rung` (the decisions at rungs), `failure` (attempts so far, and once it is given up
+cause and message), `rejected`. Study attributes: `identity`, `uid`, `warm_start`, `finalists`, `verdict` (of a
+deterministic study's last round: trials' rungs and fates). Limits on accuracy and on core or total gates are Optuna's
+own constraints, set when a trial is told.
 """
 
 import sqlite3
@@ -31,6 +32,8 @@ from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 60
 RUNG_PREFIX = "rung_"
+FAILURE = "failure"
+VERDICT = "verdict"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class TrialView:
     def counts(self) -> bool:
         """Whether it is one of the study's `--trials`: rejected candidates and those still to be asked are not."""
         return self.state not in ("rejected", "waiting")
+
+    @property
+    def attempts(self) -> int:
+        """How often a job of it broke."""
+        return int(self.attrs.get(FAILURE, {}).get("attempts", 0))
+
+    @property
+    def cause(self) -> str | None:
+        """Why it was given up."""
+        return self.attrs.get(FAILURE, {}).get("cause")
+
+    @property
+    def message(self) -> str:
+        """What it was given up with."""
+        return str(self.attrs.get(FAILURE, {}).get("message", ""))
 
     @cached_property
     def candidate(self) -> Candidate | None:

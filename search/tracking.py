@@ -149,9 +149,11 @@ class Tracker:
                 metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
         metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
-        for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
+        for name in ("warm_start", "stopped_at_rung", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
+        if trial.cause is not None:
+            tags |= {"cause": trial.cause, "message": trial.message}
         if trial.is_infeasible:
             tags["infeasible"] = "True"
         _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])

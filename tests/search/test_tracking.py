@@ -115,7 +115,9 @@ def test_a_parent_and_a_child_a_trial(tracked: Tracked) -> None:
         assert child.data.tags["optuna.study"] == "tiny"
         assert child.data.tags["state"] == view.state
         assert child.info.status == ("FINISHED" if view.state == "complete" else "FAILED")
-        for name in ("stopped_at_rung", "cause", "message", "rejected"):
+        assert child.data.tags.get("cause") == view.cause
+        assert child.data.tags.get("message", "") == view.message
+        for name in ("stopped_at_rung", "rejected"):
             assert child.data.tags.get(name) == (str(view.attrs[name]) if name in view.attrs else None)
         assert child.data.tags.get("infeasible") == ("True" if view.is_infeasible else None)
     assert children[0].info.run_name == "trial 0 (published)"
