@@ -80,6 +80,7 @@ class StudyDriver:
         self.ladder = Ladder(self.rungs, config.budget.reduction if config.early_stopping == "halving" else 1)
         self._ready: deque[int] = deque()  # trials to hand out
         self._in_flight: dict[int, list[EpochRecord]] = {}
+        self._short_of_memory: list[int] = []  # to be tried again once a job that may have taken it has ended
         self._finished: list[int] = []  # at the last rung, to be told
         self._problem: str | None = None  # why no further trial is asked
         self._errors: dict[int, str | None] = {}  # of the session's last trials: None where one was no error
@@ -255,6 +256,8 @@ class StudyDriver:
                 observer.epoch_finished(number, event.job.until_epoch, event.record)
             return
         records = self._in_flight.pop(number)
+        self._ready.extend(self._short_of_memory)
+        self._short_of_memory.clear()
         if isinstance(event, Broken):
             self._handle_broken(event)
         else:
@@ -277,8 +280,8 @@ class StudyDriver:
         attempts = self._view(number).attempts + 1
         if event.retry and attempts < MAX_ATTEMPTS:
             self._set_attr(number, FAILURE, {"attempts": attempts})
-            if event.cause == "out of memory":  # once others, who may have taken it, have had their turn
-                self._ready.append(number)
+            if event.cause == "out of memory" and self._in_flight:
+                self._short_of_memory.append(number)
             else:
                 self._ready.appendleft(number)
             return
