@@ -43,7 +43,7 @@ def test_a_study_is_run_killed_and_resumed(driver: Make, url: str) -> None:
     killed = driver(*INLINE, storage=url)
     assert killed.end(Fault("result", 2)) == -signal.SIGKILL, killed.output
     killed.finish()
-    assert_sound(killed, TRIALS, num_faults=1)
+    assert_sound(killed, TRIALS, num_repeated=1)
     folders = [path.name for path in (killed.folder / "studies/tiny").iterdir()]
     assert len(folders) == 1 and folders[0].startswith("storage_")
 
