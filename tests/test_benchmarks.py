@@ -1,11 +1,14 @@
 """What the benchmarks count, and that the README's table is what they measured."""
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.digits_studies import WAYS, Task, medians, studied
 from benchmarks.limits import activation_bytes, multiply_adds
 from benchmarks.simulate import simulated
 from benchmarks.stopping import Way, best_patience, worth
@@ -75,6 +78,19 @@ def test_stopped_trials_are_told_as_the_benchmark_says(telling: str) -> None:
 
 def test_the_patience_is_what_the_figures_say() -> None:
     assert best_patience(json.loads((RESULTS / "stopping.json").read_text())["results"]) == PATIENCE
+
+
+def test_real_studies_end_with_their_compute() -> None:
+    threads = torch.get_num_threads()
+    stopped, full = (studied(Task(way, 1, budget_trials=12.0, epochs=3)) for way in list(WAYS)[:2])
+    torch.set_num_threads(threads)
+    budget_s = 12 * 3 / 81 * statistics.mean(trial["duration_s"] for trial in Surrogate().trials)
+    assert budget_s <= min(stopped["forecast_s"], full["forecast_s"])
+    assert max(stopped["forecast_s"], full["forecast_s"]) < 1.5 * budget_s
+    assert stopped["trials"] > full["trials"] > 1
+    assert stopped["saved"] > full["saved"] == 0
+    (row,) = medians([full], 12.0, 3)
+    assert (row["n"], row["hypervolume"]) == (1, full["hypervolume"])
 
 
 def test_an_imitated_trial_measures_the_same_again() -> None:

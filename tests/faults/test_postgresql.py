@@ -16,6 +16,7 @@ from search.storage import parse_url, storage_errors
 from tests.faults.forked import Fault, ForkedDriver
 from tests.faults.invariants import assert_sound
 from tests.faults.postgresql import server
+from tests.search.tiny import no_warning
 
 TRIALS = 3
 INLINE = ("--executor", "inline", "--epochs", "9", "--limit-train", "60", "--trials", str(TRIALS))
@@ -27,10 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.postgresql]
 def url() -> Iterator[str]:
     with server() as url:
         yield url
-
-
-def no_warning(line: str) -> None:
-    raise AssertionError(line)
 
 
 def refused(url: str, study: str) -> str:

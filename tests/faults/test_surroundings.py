@@ -13,6 +13,7 @@ from search.storage import study_uid
 from search.tracking import Tracker
 from tests.faults.forked import Fault, ForkedDriver
 from tests.faults.invariants import assert_mlflow_shows, assert_sound, load_study
+from tests.search.tiny import no_warning
 
 TRIALS = 3
 INLINE = ("--executor", "inline", "--limit-train", "60", "--trials", str(TRIALS))
@@ -120,12 +121,8 @@ def test_mlflow_away(driver: Make) -> None:
     assert alone.end(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") == 0
     assert alone.output.count("warning: MLflow at http://127.0.0.1:9 failed") == 2
     views = assert_sound(alone, TRIALS, num_repeated=1, in_mlflow=False)
-
-    def fail(line: str) -> None:
-        raise AssertionError(line)
-
     uid = study_uid(load_study(alone))
-    tracker = Tracker("tiny", uid, f"sqlite:///{alone.folder}/mlflow.db", fail)
+    tracker = Tracker("tiny", uid, f"sqlite:///{alone.folder}/mlflow.db", no_warning)
     tracker.sync(views)
     tracker.finish(views[0])
     assert_mlflow_shows(alone, uid, views)

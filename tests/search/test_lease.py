@@ -17,12 +17,9 @@ from search.storage import open_study, study_uid
 from search.sync import sync
 from search.tracking import MlflowClient, Tracker
 from tests.search.conftest import Outcome
+from tests.search.tiny import no_warning
 
 STORAGE = "sqlite:///studies/tiny/study.db"
-
-
-def no_warning(line: str) -> None:
-    raise AssertionError(line)
 
 
 def refused(storage: str, study: str = "tiny") -> str:

@@ -22,15 +22,11 @@ from search.tracking import Tracker
 from search.train import train
 from spaces import SPACES
 from tests.search.conftest import Outcome
-from tests.search.tiny import RUNGS, TINY, FakeExecutor, Runs, broken
+from tests.search.tiny import RUNGS, TINY, FakeExecutor, Runs, broken, no_warning
 
 Call = Callable[..., Outcome]
 RUNG_METRICS = {"gates/core", "gates/total", "gates/depth"}
 EPOCH_METRICS = {"train/loss", "val/acc_soft", "val/acc_discrete", "val/gap", "images_per_second"}
-
-
-def no_warning(line: str) -> None:
-    raise AssertionError(line)
 
 
 def runs(uri: str, experiment_name: str = "tiny") -> tuple[list[Run], dict[int, Run]]:

@@ -19,13 +19,14 @@ from search import pace, ray_workers
 from search.config import study_config
 from search.data import Dataset
 from search.errors import Failure, UsageError
-from search.jobs import Job, Worker
+from search.jobs import Worker
 from search.placement import Node, Placement
 from search.ray_workers import RayExecutor, actor_options
 from search.training import EpochRecord
-from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
+from search.workers import Broken, Event, Finished, InlineExecutor, Progress
 from spaces import DataSpec
-from tests.search.tiny import Runs, tiny_candidate
+from tests.search.tiny import Runs, finish
+from tests.search.tiny import long_job as job
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_GPUS = 2  # that Ray believes in
@@ -55,18 +56,6 @@ def executor(ray: Any, dataset: Dataset) -> Iterator[RayExecutor]:
         executor = RayExecutor(study_config(workers=2, gpus_per_trial=0.0), dataset)
         yield executor
         executor.close()
-
-
-def job(until_epoch: int = 2, checkpoint: bytes | None = None, trial: int = 0, **params: Any) -> Job:
-    return Job(trial, tiny_candidate(epochs=100_000, **params), 7 + trial, until_epoch, checkpoint)
-
-
-def finish(executor: Executor, num_jobs: int = 1) -> list[Event]:
-    """Everything that happens until so many jobs have ended."""
-    events: list[Event] = []
-    while sum(not isinstance(event, Progress) for event in events) < num_jobs:
-        events += executor.wait(10.0)
-    return events
 
 
 def refilled(executor: RayExecutor) -> list[Any]:
@@ -370,7 +359,7 @@ def test_workers_that_find_no_room_are_not_waited_for_without_end(
 
 def test_closing_ends_the_workers_and_leaves_a_cluster_that_was_there(ray: Any, executor: RayExecutor) -> None:
     """The last: no worker is left for others."""
-    actor = executor._idle[0]
+    actor = refilled(executor)[0]
     executor.close()
     assert ray.is_initialized()
     with pytest.raises(ray.exceptions.RayActorError):
