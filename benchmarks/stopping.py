@@ -2,10 +2,13 @@
 
     python -m benchmarks.stopping --json benchmarks/results/stopping.json
 
-For every sampler and every patience (trials that must come after one before it is told that it stopped; `none` is no
-early stopping) a study runs until its trials have spent the compute of `--budget` average trials of the full budget.
-Its worth is the hypervolume of the front that its user is shown, with what these networks are truly worth: accuracy
-above 0.5, against the logarithm of total gates below 200,000, as a share of the rectangle down to 2,000 gates.
+Of every sampler, a study for each patience (trials that must come after one before it is told that it stopped) and each
+way to tell it: COMPLETE with the values of its last rung, PRUNED, or FAIL. With infinite patience nobody is told, in
+`none` nobody stops, and random search does not listen: there all are the same. A study runs until its trials have spent
+the compute of `--budget` average trials of the full budget; with gp, whose models take a second a trial and more, of
+fewer, and with fewer seeds (`SLOW`). Its worth is the hypervolume of the front that its user is
+shown, with what these networks are truly worth: accuracy above 0.5, against the logarithm of total gates below 200,000,
+as a share of the rectangle down to 2,000 gates. What is in the file already is kept: the same command goes on.
 """
 
 import argparse
@@ -13,15 +16,20 @@ import json
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import optuna
+import torch
+from optuna.trial import TrialState
 
 from search.config import study_config
 from search.data import SOURCES
+from search.diagnostics import dominated_area
 from search.ladder import Ladder
 from search.rungs import front_numbers
 from search.storage import TrialView, trial_views
@@ -32,7 +40,10 @@ from .machine import circumstances
 from .surrogate import SPACE, Surrogate
 from .virtual import CheckpointsInMemory, VirtualExecutor
 
-PATIENCES: Final = {"0": 0.0, "3": 3.0, "9": 9.0, "infinite": math.inf, "none": None}
+TELLINGS: Final = ("complete", "pruned", "fail")
+FINITE: Final = {"0": 0.0, "3": 3.0, "9": 9.0}
+PATIENCES: Final = {**FINITE, "infinite": math.inf, "none": None}
+SLOW: Final = {"gp": (10.0, 3)}  # at most: trials of the full budget, seeds
 WORST_ACCURACY: Final = 0.5
 GATES: Final = (2_000, 200_000)
 
@@ -54,78 +65,138 @@ class Budgeted(VirtualExecutor):
         return events
 
 
+@dataclass
+class Way:
+    """What is compared: a sampler, how long a trial may wait, as what one that stops is told; its compute."""
+
+    sampler: str
+    patience: str
+    telling: str
+    budget_trials: float
+
+
+class Telling(StudyDriver):
+    """The driver, telling stopped trials as it is told to."""
+
+    telling: str = "complete"
+
+    def _stop(self, number: int) -> None:
+        if self.telling == "complete":
+            super()._stop(number)
+            return
+        self._set_attr(number, "stopped_at_rung", self._view(number).epoch)
+        self.study.tell(number, state=TrialState.PRUNED if self.telling == "pruned" else TrialState.FAIL)
+        self.checkpoints.remove(number)
+        del self._views[number]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samplers", nargs="+", default=["tpe", "nsga2", "random"])
+    parser.add_argument("--samplers", nargs="+", default=["tpe", "nsga2", "random", "gp"])
     parser.add_argument("--patiences", nargs="+", default=list(PATIENCES), choices=PATIENCES)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--tellings", nargs="+", default=list(TELLINGS), choices=TELLINGS)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--budget", type=float, default=25, help="trials of the full budget")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)  # of the Gaussian processes
     surrogate = Surrogate()
-    average_s = statistics.mean(trial["duration_s"] for trial in surrogate.trials)
-    report = circumstances(threads=1) | {"budget_trials": arguments.budget, "workers": arguments.workers}
-    results: list[dict[str, Any]] = []
-    for sampler in arguments.samplers:
-        for patience in arguments.patiences:
-            start = time.perf_counter()
-            runs = [
-                worth(surrogate, sampler, PATIENCES[patience], seed, arguments.workers, arguments.budget * average_s)
-                for seed in range(arguments.seeds)
-            ]
-            row: dict[str, Any] = {"sampler": sampler, "patience": patience, "n": len(runs)}
-            row |= {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-            results.append(row | {"hypervolumes": [run["hypervolume"] for run in runs]})
-            print(f"{ {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} }", end=" ")
-            print(f"{time.perf_counter() - start:.0f} s", flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps(report | {"results": results}, indent=2) + "\n")
+    report = circumstances(threads=1) | {"workers": arguments.workers}
+    results: list[dict[str, Any]] = kept(arguments.json, report)
+    for way in ways(arguments.samplers, arguments.patiences, arguments.tellings, arguments.budget):
+        seeds = min(arguments.seeds, SLOW.get(way.sampler, (0, arguments.seeds))[1])
+        before = next((row for row in results if asdict(way).items() <= row.items()), None)
+        if before is not None and before["n"] >= seeds:
+            continue
+        start = time.perf_counter()
+        runs = [worth(surrogate, way, seed, arguments.workers) for seed in range(seeds)]
+        row: dict[str, Any] = asdict(way) | {"n": len(runs)}
+        row |= {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        results = [each for each in results if each is not before]
+        results.append(row | {"hypervolumes": [run["hypervolume"] for run in runs]})
+        print(f"{ {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} }", end=" ")
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report | {"results": results}, indent=2) + "\n")
+    if {row["patience"] for row in results} >= set(FINITE):
+        print(f"the patience to take: {best_patience(results):g}")
 
 
-def worth(
-    surrogate: Surrogate, sampler: str, patience: float | None, seed: int, num_workers: int, budget_s: float
-) -> dict[str, float]:
+def kept(file: Path | None, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run with as many workers."""
+    if file is None or not file.exists():
+        return []
+    before: dict[str, Any] = json.loads(file.read_text())
+    return [row for row in before["results"] if "telling" in row and before["workers"] == report["workers"]]
+
+
+def ways(samplers: Sequence[str], patiences: Sequence[str], tellings: Sequence[str], budget: float) -> Iterator[Way]:
+    """All that differ."""
+    for sampler in samplers:
+        for patience in patiences:
+            same = sampler == "random" or patience not in FINITE
+            for telling in ("complete",) if same else tellings:
+                yield Way(sampler, patience, telling, min(budget, SLOW.get(sampler, (budget, 0))[0]))
+
+
+def best_patience(results: Sequence[dict[str, Any]]) -> float:
+    """The finite one of the largest median hypervolume, its mean over the samplers, stopped trials told complete."""
+    medians: dict[str, list[float]] = {}
+    for row in results:
+        if row["patience"] in FINITE and row.get("telling", "complete") == "complete":
+            medians.setdefault(row["patience"], []).append(row["hypervolume"])
+    return FINITE[max(medians, key=lambda patience: statistics.mean(medians[patience]))]
+
+
+def worth(surrogate: Surrogate, way: Way, seed: int, num_workers: int) -> dict[str, float]:
     """Of one study: its hypervolume, trials, and the compute that early stopping saved of what they would have had."""
-    config = study_config(space=SPACE.name, sampler=sampler, seed=seed, trials=100_000)
+    config = study_config(space=SPACE.name, sampler=way.sampler, seed=seed, trials=100_000)
     directions = [DIRECTIONS[name] for name in config.objectives]
     study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
+    budget_s = way.budget_trials * statistics.mean(trial["duration_s"] for trial in surrogate.trials)
     executor = Budgeted(surrogate.measure, surrogate.epoch_s, num_workers, every_epoch=False, budget_s=budget_s)
-    driver = StudyDriver(config, study, SOURCES[config.dataset].info, executor, [])
+    driver = Telling(config, study, SOURCES[config.dataset].info, executor, [])
+    driver.telling = way.telling
     driver.checkpoints = CheckpointsInMemory()
     rungs, reduction = config.budget.rungs, config.budget.reduction
+    patience = PATIENCES[way.patience]
     driver.ladder = Ladder(rungs, 1) if patience is None else Ladder(rungs, reduction, patience)
-    try:
+    with suppress(Spent):
         driver.run()
-    except Spent:
-        pass
     views = [view for view in trial_views(study, config.gates) if view.records]
-    full_s = sum(_epoch_s(surrogate, view) * rungs[-1] for view in views)
-    had_s = sum(_epoch_s(surrogate, view) * view.epoch for view in views)
-    return {"hypervolume": hypervolume(surrogate, views), "trials": len(views), "saved": 1 - had_s / full_s}
+
+    def true_accuracy(view: TrialView) -> float:
+        assert view.candidate is not None
+        return surrogate.forecast(view.candidate, view.attrs["seed"]).accuracy[view.epoch]
+
+    def epoch_s(view: TrialView) -> float:
+        assert view.candidate is not None
+        return surrogate.forecast(view.candidate, view.attrs["seed"]).epoch_s
+
+    return {
+        "hypervolume": hypervolume(views, true_accuracy),
+        "trials": len(views),
+        "saved": saved(views, epoch_s, rungs[-1]),
+    }
 
 
-def _epoch_s(surrogate: Surrogate, view: TrialView) -> float:
-    assert view.candidate is not None
-    return surrogate.forecast(view.candidate, view.attrs["seed"]).epoch_s
+def saved(views: Sequence[TrialView], epoch_s: Callable[[TrialView], float], full_epochs: int) -> float:
+    """The part of the compute of these trials at the full budget that was not spent."""
+    costs = [(epoch_s(view), view.epoch) for view in views]
+    return 1 - sum(cost * epochs for cost, epochs in costs) / sum(cost * full_epochs for cost, _ in costs)
 
 
-def hypervolume(surrogate: Surrogate, views: list[TrialView]) -> float:
-    """Of the front as measured, with the accuracies before the noise of the validation images."""
+def hypervolume(views: Sequence[TrialView], accuracy: Callable[[TrialView], float]) -> float:
+    """Of the front as measured on validation, with these accuracies."""
     numbers = front_numbers(np.array([(view.acc_discrete, -float(view.gates or 0)) for view in views]))
     points = []
     for view, number in zip(views, numbers, strict=True):
-        if number == 0:
-            assert view.candidate is not None and view.gates is not None
-            accuracy = surrogate.forecast(view.candidate, view.attrs["seed"]).accuracy[view.epoch]
-            points.append((accuracy, math.log(GATES[1] / view.gates) / math.log(GATES[1] / GATES[0])))
-    covered, best = 0.0, 0.0
-    for accuracy, smallness in sorted(points, reverse=True):  # falling accuracy: each adds what is smaller
-        if accuracy > WORST_ACCURACY and smallness > best:
-            covered += (smallness - best) * (accuracy - WORST_ACCURACY) / (1 - WORST_ACCURACY)
-            best = smallness
-    return covered
+        if number == 0 and view.gates is not None and view.gates < GATES[1]:
+            smallness = math.log(GATES[1] / view.gates) / math.log(GATES[1] / GATES[0])
+            points.append((smallness, max(0.0, accuracy(view) - WORST_ACCURACY) / (1 - WORST_ACCURACY)))
+    return dominated_area(points)
 
 
 if __name__ == "__main__":

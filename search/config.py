@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -76,7 +77,7 @@ class StudyConfig(BaseModel):
         if self.objectives not in (("accuracy", "gates"), ("accuracy",)):
             raise ValueError(f"objectives {','.join(self.objectives)!r} must be accuracy,gates or accuracy")
         if isinstance(self.gpus_per_trial, float) and not 0 <= self.gpus_per_trial < math.inf:
-            raise ValueError(f"gpus_per_trial={self.gpus_per_trial}: it must be a number of at least 0, or auto")
+            raise ValueError(f"--gpus-per-trial={self.gpus_per_trial}: it must be a number of at least 0, or auto")
         if self.address is not None:
             if self.executor == "inline":
                 raise ValueError("--address joins a Ray cluster: leave out --executor inline")
@@ -202,13 +203,21 @@ def study_config(**options: Any) -> StudyConfig:
     try:
         return StudyConfig(**options)
     except ValidationError as error:
-        raise UsageError(first_problem(error)) from error
+        raise UsageError(first_problem(error, _option)) from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation in one line: where, what, and the value."""
+def _option(field: str) -> str:
+    """A field as it is typed."""
+    return f"--{field.removesuffix('_s').replace('_', '-')}"
+
+
+def first_problem(error: ValidationError, named: Callable[[str], str] = str) -> str:
+    """The first problem of a validation in one line: where, what, and the value. `named` is told the outermost name."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
+    if where:
+        outermost, dot, inner = where.partition(".")
+        where = named(outermost) + dot + inner
     message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return message

@@ -108,17 +108,23 @@ def _smallness(num_gates: int) -> float:
     return min(1.0, max(0.0, scaled))
 
 
-def hypervolume_by_thirds(views: Sequence[TrialView]) -> list[tuple[int, float]]:
-    """(number of trials, their hypervolume) after each third of the complete trials, in the order they were asked."""
+def hypervolume_over_time(views: Sequence[TrialView]) -> list[tuple[int, float, float]]:
+    """(number of trials, share of the compute that they took, their hypervolume) after each tenth of them.
+
+    Complete trials in the order they were asked; compute is epochs, each weighted by its trial's raw gates.
+    """
     done = sorted(complete(views), key=lambda view: view.number)
-    numbers = sorted({math.ceil(len(done) * third / 3) for third in (1, 2, 3)})
-    return [(number, hypervolume(done[:number])) for number in numbers]
+    work = np.cumsum([view.epoch * (view.raw_gates or 0) for view in done], dtype=np.float64)
+    numbers = sorted({math.ceil(len(done) * tenth / 10) for tenth in range(1, 11)})
+    return [(number, float(work[number - 1] / work[-1]), hypervolume(done[:number])) for number in numbers]
 
 
 def diagnostics(views: Sequence[TrialView], full_epochs: int) -> list[str]:
     """The report's lines, of one complete trial at least."""
     of_epochs, of_work = compute_saved(views, full_epochs)
-    volumes = ", ".join(f"{volume:.3f} after {number}" for number, volume in hypervolume_by_thirds(views))
+    volumes = ", ".join(
+        f"{volume:.3f} after {number} ({share:.0%})" for number, share, volume in hypervolume_over_time(views)
+    )
     return [
         *(
             f"rank correlation of discrete accuracy after epoch {rung} with that after {full_epochs}: {correlation}"
@@ -129,5 +135,5 @@ def diagnostics(views: Sequence[TrialView], full_epochs: int) -> list[str]:
         f"stopping early saved {of_epochs:.0%} of the epochs that {len(complete(views))} trials take at the full "
         f"budget, {of_work:.0%} with each weighted by its raw gates",
         f"hypervolume (discrete accuracy from 0; gates from {MANY_GATES:,.0f} to {FEW_GATES:,.0f}, logarithmic): "
-        f"{volumes} trials",
+        f"{volumes} trials (of all compute)",
     ]

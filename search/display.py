@@ -77,10 +77,7 @@ class Display:
         elif trial.state == "rejected":
             self._say(f"trial {trial.number} rejected: {trial.attrs['rejected']}")
         else:
-            self._say(
-                f"trial {trial.number} failed ({trial.attrs.get('cause')}): {trial.attrs.get('message')}"
-                f"{self._progress()}"
-            )
+            self._say(f"trial {trial.number} failed ({trial.cause}): {trial.message}{self._progress()}")
 
     def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None:
         self._epochs_seen += 1

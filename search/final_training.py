@@ -35,6 +35,8 @@ from .training import (
 )
 
 CHECKPOINT_EVERY_S: Final = 20.0
+CHECKPOINT: Final = "checkpoint.safetensors"
+HISTORY: Final = "epochs.json"
 REPORTED: Final = ("val/acc_soft", "val/acc_discrete", "test/acc_soft", "test/acc_discrete")
 
 
@@ -155,14 +157,9 @@ def _check_data(candidate: Candidate, dataset: Dataset) -> None:
 
 def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path) -> None:
     """Up to the full budget, from the folder's checkpoint where there is one; then the weights are saved."""
-    checkpoint, history = folder / "checkpoint.safetensors", folder / "epochs.json"
+    checkpoint, history = folder / CHECKPOINT, folder / HISTORY
     epochs = file.candidate.train.epochs
-    run = TrainingRun(file.candidate, data, seed)
-    records: list[EpochRecord] = []
-    if checkpoint.exists() and history.exists():
-        run.restore(checkpoint.read_bytes())
-        records = [EpochRecord(**record) for record in json.loads(history.read_text())][: run.epoch]
-        console.print(f"seed {seed}: goes on after epoch {run.epoch}")
+    run, records = _begun(console, file, seed, data, folder)
     saved_at = time.monotonic()
     while run.epoch < epochs:
         try:
@@ -186,13 +183,36 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
     checkpoint.unlink(missing_ok=True)
 
 
+def _begun(
+    console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path
+) -> tuple[TrainingRun, list[EpochRecord]]:
+    """The seed's training where its checkpoint left it, and the epochs until then; at its start where that is damaged.
+
+    It measures the same either way.
+    """
+    run = TrainingRun(file.candidate, data, seed)
+    checkpoint, history = folder / CHECKPOINT, folder / HISTORY
+    if not checkpoint.exists():
+        return run, []
+    try:
+        run.restore(checkpoint.read_bytes())
+        records = [EpochRecord(**record) for record in json.loads(history.read_text())][: run.epoch]
+        if len(records) < run.epoch:
+            raise ValueError(f"{HISTORY} ends at epoch {len(records)}")
+    except (Failure, OSError, ValueError, TypeError) as error:
+        console.print(f"seed {seed}: {checkpoint} is damaged ({one_line(error)}): starts again", soft_wrap=True)
+        return TrainingRun(file.candidate, data, seed), []
+    console.print(f"seed {seed}: goes on after epoch {run.epoch}")
+    return run, records
+
+
 def _to_json(records: list[EpochRecord]) -> bytes:
     return json.dumps([record.to_json() for record in records]).encode()
 
 
 def _load_trained(seed: int, folder: Path) -> FinalResult:
     """A trained seed without test figures, whether they are known or not."""
-    records = tuple(EpochRecord(**record) for record in json.loads((folder / "epochs.json").read_text()))
+    records = tuple(EpochRecord(**record) for record in json.loads((folder / HISTORY).read_text()))
     metrics = {**records[-1].metrics(), **_counts(folder / SAVED)}
     return FinalResult(seed, metrics, records, folder)
 

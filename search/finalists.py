@@ -6,7 +6,7 @@ The winner is stored, as the study's attribute `finalists`, before the test set 
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -88,12 +88,22 @@ def refuse_another_winner(config: StudyConfig, study: optuna.Study) -> None:
         )
 
 
-def run_finalists(config: StudyConfig, study: optuna.Study, views: Sequence[TrialView], console: Console) -> None:
+def run_finalists(
+    config: StudyConfig,
+    study: optuna.Study,
+    views: Sequence[TrialView],
+    console: Console,
+    check_lease: Callable[[], None],
+) -> None:
     """Choose, train, name the winner, test it, print, log. A killed run goes on when repeated.
+
+    Args:
+        check_lease: raises `Failure` where another driver may have the study by now. Asked before each finalist, before
+            anything is stored, and before the test set is opened.
 
     Raises:
         UsageError: a finalist's folder holds another configuration's results.
-        Failure: no trial keeps to the limits, every finalist diverged, or data, memory or disk.
+        Failure: no trial keeps to the limits, every finalist diverged, the lease is lost, or data, memory or disk.
     """
     num_counted = sum(view.counts for view in views)
     if num_counted < config.trials:
@@ -103,13 +113,16 @@ def run_finalists(config: StudyConfig, study: optuna.Study, views: Sequence[Tria
         return
     finals = Finals.of(study)
     if finals is None:
-        finals = _train_and_name_winner(config, views, console)
+        finals = _train_and_name_winner(config, views, console, check_lease)
+        check_lease()
         finals.store(study)
     if not finals.test_discrete:
+        check_lease()
         tested = _test(config, views[finals.winner], console)
         soft, discrete = (
             tuple(result.metrics[f"test/acc_{kind}"] for result in tested) for kind in ("soft", "discrete")
         )
+        check_lease()
         finals = replace(finals, test_soft=soft, test_discrete=discrete)
         finals.store(study)
     print_finals(console, finals, views)
@@ -208,7 +221,9 @@ def _asked(config: StudyConfig) -> dict[str, int | None]:
     return {"trials": config.trials, "finalists": config.finalists, "max-gates": config.max_gates}
 
 
-def _train_and_name_winner(config: StudyConfig, views: Sequence[TrialView], console: Console) -> Finals:
+def _train_and_name_winner(
+    config: StudyConfig, views: Sequence[TrialView], console: Console, check_lease: Callable[[], None]
+) -> Finals:
     chosen = choose(views, config.finalists, config.max_gates, "gates" in config.objectives)
     if not chosen:
         raise Failure(f"no trial of study {config.study!r} keeps to its limit: there are no finalists")
@@ -217,6 +232,7 @@ def _train_and_name_winner(config: StudyConfig, views: Sequence[TrialView], cons
         console.print(f"\n{config.finalists} finalists were asked for, {where} {len(chosen)}.")
     members = []
     for place, view in enumerate(chosen, 1):
+        check_lease()
         console.print(f"\nfinalist {place} of {len(chosen)}: trial {view.number}, {describe(view)}", soft_wrap=True)
         try:
             results = _train(config, view, console)

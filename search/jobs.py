@@ -27,7 +27,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that cannot succeed by trying again. cause: "nan", "out of memory" or "error"."""
+    """A job that ended by itself. cause: "nan" or "error", or "out of memory", which others may have taken."""
 
     cause: str
     message: str

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from .errors import Failure
-from .storage import TrialView, missing_driver, parse_url, shown
+from .storage import TrialView, missing_driver, parse_url, shown, unwritable
 from .training import EpochRecord
 
 CHECK_INTERVAL_S = 10.0
@@ -85,7 +85,15 @@ class Lease:
         if self._lock is None or time.monotonic() < self._next_check_s:
             return
         self._next_check_s = time.monotonic() + CHECK_INTERVAL_S
-        if not self._lock.is_held():
+        self.check()
+
+    def check(self) -> None:
+        """Look now.
+
+        Raises:
+            Failure: another driver may have the study by now.
+        """
+        if self._lock is not None and not self._lock.is_held():
             raise Failure(f"the lock on study {self._study!r} was lost; nothing stored is: run the same command again")
 
 
@@ -142,10 +150,7 @@ def _file_lock(database: Path, study: str) -> Iterator[FileLock]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise Failure(
-            f"cannot write the study's database {database}: {path.name}: {error.strerror}; "
-            "run in a folder you may write, or give --storage"
-        ) from error
+        raise unwritable(database, f"{path.name}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -131,8 +131,7 @@ def print_report(
     done = complete(views)
     for view in views:
         if view.state == "failed":
-            cause, message = view.attrs.get("cause", "unknown"), view.attrs.get("message", "")
-            console.print(f"  trial {view.number} failed ({cause}): {message}", soft_wrap=True)
+            console.print(f"  trial {view.number} failed ({view.cause}): {view.message}", soft_wrap=True)
     if not done:
         return
     over = [view for view in done if not fits(view, max_gates)]

@@ -1,12 +1,12 @@
 """Optuna's samplers as studies use them: made anew for every trial, from a seed of its own."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from spaces.space import Range, Space
 
@@ -18,17 +18,19 @@ POPULATION: Final = 16  # of a generation: Optuna's 50 are more trials than most
 
 class _WholeSpaceQMC(QMCSampler):
     """One sequence over all numbers of a space, those included that a trial has no use for: Optuna's own takes the
-    parameters of an earlier trial, and begins again at the first point whenever these change.
+    parameters of an earlier trial, and begins again at the first point whenever these change. A trial's point is its
+    number's: Optuna's own count would go on where a kill made a trial ask twice.
     """
 
     def __init__(self, space: Space, study_seed: int, trial: int) -> None:
         super().__init__(
             scramble=True,
-            seed=derived_seed(study_seed, 1),  # the same for all trials: each takes the next point
+            seed=derived_seed(study_seed, 1),  # the same for all trials: each takes a point of its own
             independent_sampler=RandomSampler(seed=derived_seed(study_seed, trial, 1)),
             warn_asynchronous_seeding=False,
             warn_independent_sampling=False,
         )
+        self._trial = trial
         self._space = {
             parameter.name: _distribution(parameter.domain)
             for parameter in space.parameters
@@ -37,6 +39,9 @@ class _WholeSpaceQMC(QMCSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._trial
 
 
 def _distribution(domain: Range) -> BaseDistribution:
@@ -62,3 +67,18 @@ def sampler_for(name: str, space: Space, study_seed: int, trial: int) -> BaseSam
     """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
     with experimental():
         return SAMPLERS[name](space, study_seed, trial)
+
+
+class Redrawn(Trial):
+    """A trial whose drawing was cut short: what is stored stays, and the sampler draws it too, so that it draws the
+    rest as it would have.
+    """
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        stored = name in self._cached_frozen_trial.distributions
+        if stored and not (self._is_fixed_param(name, distribution) or distribution.single()):
+            if self._is_relative_param(name, distribution):
+                _ = self.relative_params
+            else:
+                self.study.sampler.sample_independent(self.study, self._cached_frozen_trial, name, distribution)
+        return super()._suggest(name, distribution)

@@ -2,14 +2,17 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import optuna
 from optuna.logging import WARNING, set_verbosity
 from rich.console import Console
 
+from .checkpoints import Checkpoints
 from .command import interpreter, make_console
 from .config import StudyConfig, default_storage
 from .data import Dataset, load_dataset
@@ -23,6 +26,9 @@ from .storage import create_or_resume, running, shown, storage_errors, study_uid
 from .study import DIRECTIONS, StudyDriver
 from .warm_start import prepare
 from .workers import Executor, make_executor
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
 
 
 def describe_study(config: StudyConfig) -> None:
@@ -74,12 +80,8 @@ def run_study(config: StudyConfig) -> None:
             for line in prepare(study, config):
                 console.print(line, soft_wrap=True)
             dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
-            from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
-
-            with _executor(config, dataset) as executor:
-                tracker = Tracker(config.study, study_uid(study), config.tracking_uri, warn)
-                tracker.sync(views)
-                done = sum(view.counts and view.state != "running" for view in views)
+            with _executor(config, dataset) as executor, _tracked(config, study, warn) as tracker:
+                done = num_counted - num_unfinished
                 console.print(
                     f"study {config.study}: {config.trials} trials, {done} done, {num_unfinished} to go on with; "
                     f"{executor.describe()}; rungs at epochs {', '.join(map(str, config.budget.rungs))}",
@@ -87,12 +89,13 @@ def run_study(config: StudyConfig) -> None:
                 )
                 display = Display(console, config.trials, views, config.budget.epochs)
                 driver = StudyDriver(config, study, dataset.info, executor, [held, tracker, display])
-                try:
-                    with display, Interruptible(driver.stop_asking, console):
-                        driver.run()
-                finally:
-                    views = trial_views(study, config.gates)
-                    tracker.finish(best_trial(views, config.max_gates))
+                with display, Interruptible(driver.stop_asking, console):
+                    driver.run()
+        else:  # a driver killed behind the last trial left what it was about to remove and to log
+            Checkpoints(config.folder / "checkpoints").keep_only([])
+            with _tracked(config, study, warn):
+                pass
+        views = trial_views(study, config.gates)
         print_report(
             console,
             config.study,
@@ -105,7 +108,7 @@ def run_study(config: StudyConfig) -> None:
         if not complete(views):
             raise Failure(f"no trial of study {config.study!r} completed")
         if config.finalists:
-            run_finalists(config, study, views, console)
+            run_finalists(config, study, views, console, held.check)
 
 
 @contextmanager
@@ -115,6 +118,19 @@ def _executor(config: StudyConfig, dataset: Dataset) -> Iterator[Executor]:
         yield executor
     finally:
         executor.close()
+
+
+@contextmanager
+def _tracked(config: StudyConfig, study: optuna.Study, warn: Callable[[str], None]) -> Iterator["Tracker"]:
+    """MLflow brought up to date on the way in, and the parent run closed on the way out."""
+    from .tracking import Tracker  # MLflow takes seconds to import: only when there is something to log
+
+    tracker = Tracker(config.study, study_uid(study), config.tracking_uri, warn)
+    tracker.sync(trial_views(study, config.gates))
+    try:
+        yield tracker
+    finally:
+        tracker.finish(best_trial(trial_views(study, config.gates), config.max_gates))
 
 
 def _warn(console: Console, line: str) -> None:

@@ -1,9 +1,10 @@
 """What a study keeps in Optuna's storage, and how it reads back: the truth that everything else is a view of.
 
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
-`goes_on_after` and `stopped_at_rung` (the decisions at rungs), `attempts`, `cause`, `message`, `rejected`. Study
-attributes: `identity`, `uid`, `warm_start`. Limits on accuracy and on core or total gates are Optuna's own
-constraints, set when a trial is told.
+`goes_on_after` and `stopped_at_rung` (the decisions at rungs), `failure` (attempts so far, and once it is given up
+cause and message), `rejected`. Study attributes: `identity`, `uid`, `warm_start`, `finalists`, `verdict` (of a
+deterministic study's last round: trials' rungs and fates). Limits on accuracy and on core or total gates are Optuna's
+own constraints, set when a trial is told.
 """
 
 import sqlite3
@@ -31,6 +32,12 @@ from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 60
 RUNG_PREFIX = "rung_"
+FAILURE = "failure"
+VERDICT = "verdict"
+
+
+class ForeignStudy(UsageError):
+    """A study in the storage that another program made, or that is not wholly imported."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,22 @@ class TrialView:
     def counts(self) -> bool:
         """Whether it is one of the study's `--trials`: rejected candidates and those still to be asked are not."""
         return self.state not in ("rejected", "waiting")
+
+    @property
+    def attempts(self) -> int:
+        """How often a job of it broke."""
+        return int(self.attrs.get(FAILURE, {}).get("attempts", 0))
+
+    @property
+    def cause(self) -> str | None:
+        """Why it was given up."""
+        cause: str | None = self.attrs.get(FAILURE, {}).get("cause")
+        return cause
+
+    @property
+    def message(self) -> str:
+        """What it was given up with."""
+        return str(self.attrs.get(FAILURE, {}).get("message", ""))
 
     @cached_property
     def candidate(self) -> Candidate | None:
@@ -173,6 +196,13 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
 
 
+def unwritable(file: Path, reason: str) -> Failure:
+    """An sqlite file, or what must lie beside it, that cannot be written."""
+    return Failure(
+        f"cannot write the study's database {file}: {reason}; run in a folder you may write, or give --storage"
+    )
+
+
 def missing_driver(url: str, error: ImportError) -> Failure:
     """A database whose Python driver is not installed."""
     extra = "; pip install 'convlogic-search[postgresql]'" if url.startswith("postgresql") else ""
@@ -210,9 +240,7 @@ def _prepare_sqlite(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         sqlite3.connect(file).close()
     except (OSError, sqlite3.OperationalError) as error:
-        raise Failure(
-            f"cannot write the study's database {file}: {error}; run in a folder you may write, or give --storage"
-        ) from error
+        raise unwritable(file, str(error)) from error
     log_ahead(file, BUSY_TIMEOUT_S)
 
 
@@ -235,7 +263,7 @@ def to_read(name: str, url: str) -> tuple[str, optuna.Study]:
     """The URL of a study's storage, and the study, to read; an empty URL is the study's own sqlite file.
 
     Raises:
-        UsageError: no such name, file or study.
+        UsageError: no such name, file or study, or not one of this program.
         Failure: the database does not answer.
     """
     try:
@@ -243,14 +271,30 @@ def to_read(name: str, url: str) -> tuple[str, optuna.Study]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     url = url or default_storage(name)
-    return url, open_study(url, name)
+    study = open_study(url, name)
+    with storage_errors(url):
+        _refuse_without_identity(study, url)
+    return url, study
+
+
+def _refuse_without_identity(study: optuna.Study, url: str) -> None:
+    """What a study was made with is the first that is stored of it, and the last of one that is imported.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if "identity" not in study.user_attrs:
+        raise ForeignStudy(
+            f"study {study.study_name!r} in {shown(url)} does not say what it was made with: another program made it, "
+            "or its import was cut short; give another --study, or import it again under another name"
+        )
 
 
 def stored_trials(name: str, url: str) -> list[TrialView]:
     """The trials of a study, to read; an empty URL is the study's own sqlite file.
 
     Raises:
-        UsageError: no such name, file or study.
+        UsageError: no such name, file or study, or not one of this program.
         Failure: the database does not answer.
     """
     url, study = to_read(name, url)
@@ -268,7 +312,8 @@ def create_or_resume(
     """The study of this name, new or as it stands.
 
     Raises:
-        UsageError: it was made with another space, dataset, budget, seed or objectives; lists what differs.
+        UsageError: it was made with another space, dataset, budget, seed or objectives; lists what differs. Or it is
+            not one of this program.
     """
     storage = open_storage(url, create=True)
     with storage_errors(url):
@@ -282,6 +327,7 @@ def create_or_resume(
             study.set_user_attr("identity", identity)
             study.set_user_attr("uid", study_uid(study) or uuid.uuid4().hex)
             return study
+        _refuse_without_identity(study, url)
     differences = identity_differences(full_identity(study), identity)
     if differences:
         raise UsageError(
@@ -299,7 +345,7 @@ def study_uid(study: optuna.Study) -> str:
 
 def full_identity(study: optuna.Study) -> dict[str, Any]:
     """What a study was made with; before there was a choice of gates, they were raw."""
-    return {"gates": "raw", **study.user_attrs.get("identity", {})}
+    return {"gates": "raw", **study.user_attrs["identity"]}
 
 
 def identity_differences(stored: dict[str, Any], asked: dict[str, Any], within: str = "") -> list[str]:

@@ -22,16 +22,16 @@ from .config import StudyConfig
 from .errors import Failure
 from .jobs import Job
 from .ladder import Ladder
-from .samplers import sampler_for
-from .storage import RUNG_PREFIX, TrialView, running, trial_views
+from .samplers import Redrawn, sampler_for
+from .storage import FAILURE, RUNG_PREFIX, VERDICT, TrialView, running, trial_views
 from .training import EpochRecord, derived_seed
 from .warm_start import Start, left_to_ask
-from .workers import Broken, Event, Executor, Progress
+from .workers import Broken, Event, Executor, Finished, Progress
 
 MAX_ATTEMPTS: Final = 3
 MAX_REJECTED_IN_A_ROW: Final = 200
 SAMPLER_MAY_INSIST: Final = 10  # rejected in a row, of which it learns nothing; then candidates are drawn at random
-MAX_ERRORS_IN_A_ROW: Final = 3
+MAX_ERRORS_IN_A_ROW: Final = 3  # by trial numbers
 ASKED_AT_ONCE: Final = 8  # where the order must not depend on the workers
 POLL_S: Final = 1.0
 
@@ -80,14 +80,17 @@ class StudyDriver:
         self.ladder = Ladder(self.rungs, config.budget.reduction if config.early_stopping == "halving" else 1)
         self._ready: deque[int] = deque()  # trials to hand out
         self._in_flight: dict[int, list[EpochRecord]] = {}
+        self._short_of_memory: list[int] = []  # to be tried again once a job that may have taken it has ended
         self._finished: list[int] = []  # at the last rung, to be told
         self._problem: str | None = None  # why no further trial is asked
-        self._errors_in_a_row = 0
+        self._errors: dict[int, str | None] = {}  # of the session's last trials: None where one was no error
         self._stopping = False
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         self._views: dict[int, TrialView] = {}  # of trials that are not told yet
         views = trial_views(study, config.gates)
-        self._rejected_in_a_row = len([*takewhile(lambda view: view.state == "rejected", reversed(views))])
+        self._waiting = deque(view.number for view in views if view.state == "waiting")  # Optuna asks them first
+        drawn = [view for view in views if view.state == "rejected" or view.candidate is not None]
+        self._rejected_in_a_row = len([*takewhile(lambda view: view.state == "rejected", reversed(drawn))])
         self._num_counted = sum(view.counts for view in views)
         self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
         used = {view.known for view in views}
@@ -108,6 +111,8 @@ class StudyDriver:
         self.checkpoints.keep_only(trial.number for trial in left_running)
         for trial in left_running:
             self._readopt(trial)
+        if self.config.deterministic and self._num_counted % ASKED_AT_ONCE:
+            self._ask_batch()  # a kill cut it short: what comes after it is to find it whole
         while True:
             while self.executor.has_room() and (job := self._next_job()) is not None:
                 self._in_flight[job.trial] = []
@@ -136,11 +141,9 @@ class StudyDriver:
             if self._ready:
                 break
             if not self._problem and self._num_counted < self.config.trials and time.monotonic() <= self._deadline:
-                for _ in range(ASKED_AT_ONCE if self.config.deterministic else 1):
-                    if not self._problem and self._num_counted < self.config.trials:
-                        self._ask()
+                self._ask_batch()
                 continue
-            if not self._in_flight:
+            if not self._in_flight and self._num_counted >= self.config.trials:  # else the next session brings others
                 for number in self.ladder.give_up():
                     self._stop(number)
             return None
@@ -154,25 +157,38 @@ class StudyDriver:
         checkpoint = self.checkpoints.read(number, view.epoch) if view.epoch else None
         return Job(number, view.candidate, view.attrs["seed"], until, checkpoint)
 
+    def _ask_batch(self) -> None:
+        """A trial; where the order must not depend on the workers, all up to a multiple of ASKED_AT_ONCE."""
+        size = ASKED_AT_ONCE if self.config.deterministic else 1
+        end = min(self.config.trials, (self._num_counted // size + 1) * size)
+        while not self._problem and self._num_counted < end:
+            self._ask()
+
     def _ask(self) -> None:
         """A new trial that may be trained; those that may not are stored as rejected and not counted."""
         for _ in range(MAX_REJECTED_IN_A_ROW):
-            self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, len(self._ids))
-            if self._known:
-                known = self._known.popleft()
-                self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
-            elif self._starts:
-                start = self._starts.popleft()
-                self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
+            number = self._waiting.popleft() if self._waiting else self._enqueue()
+            self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, number)
             trial = self.study.ask()
             self._ids[trial.number] = trial._trial_id
             self._num_counted += 1
             problem = self._start(trial)
             if problem is None:
-                self._rejected_in_a_row = 0
                 return
-            self._rejected_in_a_row += 1
-        self._problem = f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}"
+        self._problem = (
+            f"{MAX_REJECTED_IN_A_ROW} candidates in a row were rejected, the last because {problem}: "
+            "raise the limit, lower --trials to what the study has, or search a larger --space"
+        )
+
+    def _enqueue(self) -> int:
+        """What is to be tried before anything is sampled, if any is left; the number of the trial to be asked."""
+        if self._known:
+            known = self._known.popleft()
+            self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
+        elif self._starts:
+            start = self._starts.popleft()
+            self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
+        return len(self._ids)
 
     @property
     def _sampler(self) -> str:
@@ -185,9 +201,11 @@ class StudyDriver:
             trial.set_user_attr("rejected", problem)
             self.study.tell(trial, state=TrialState.FAIL)
             self._num_counted -= 1
+            self._rejected_in_a_row += 1
             self._tell_observers(trial.number)
             del self._views[trial.number]
         else:
+            self._rejected_in_a_row = 0
             self._resolved[_resolved(candidate)] = trial.number
             trial.set_user_attr("seed", derived_seed(self.config.seed, trial.number))
             trial.set_user_attr("gates_raw", raw_gates(candidate.model))
@@ -214,16 +232,19 @@ class StudyDriver:
     def _readopt(self, frozen: FrozenTrial) -> None:
         """Go on with a trial that an earlier driver left running: same number, same parameters."""
         view = TrialView(frozen, self.config.gates)
+        decided = self.study.user_attrs.get(VERDICT, {}).get(str(view.number))
         if view.candidate is None:  # killed between ask and here: Optuna has the parameters drawn so far
             self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, view.number)
-            self._start(Trial(self.study, frozen._trial_id))
-        elif "cause" in view.attrs:
+            self._start(Redrawn(self.study, frozen._trial_id))
+        elif view.cause is not None:
             self._tell(view.number, None)
         elif view.epoch not in self.rungs or view.attrs.get("goes_on_after") == view.epoch:
             self._ready.append(view.number)
             self._tell_observers(view.number)
-        elif "stopped_at_rung" in view.attrs:
+        elif "stopped_at_rung" in view.attrs or decided == [view.epoch, "stop"]:
             self._stop(view.number)
+        elif decided == [view.epoch, "go on"]:
+            self._go_on(view.number)
         else:
             self._arrive(view.number, view.epoch)
 
@@ -235,32 +256,44 @@ class StudyDriver:
                 observer.epoch_finished(number, event.job.until_epoch, event.record)
             return
         records = self._in_flight.pop(number)
+        self._ready.extend(self._short_of_memory)
+        self._short_of_memory.clear()
         if isinstance(event, Broken):
             self._handle_broken(event)
-            return
+        else:
+            self._handle_finished(event, records)
+        if not self.config.deterministic:
+            self._settle()
+
+    def _handle_finished(self, event: Finished, records: list[EpochRecord]) -> None:
+        number = event.job.trial
         self.checkpoints.write(number, event.job.until_epoch, event.checkpoint)
-        self._errors_in_a_row = 0
+        self._note_error(number, None)
         stored = self._view(number).epoch  # a trial that lost its checkpoint trained its first rungs again
         new = [record.to_json() for record in records if record.epoch > stored]
         self._set_attr(number, f"{RUNG_PREFIX}{event.job.until_epoch}", new)
         self._enter(self._view(number), event.job.until_epoch)
         self._arrive(number, event.job.until_epoch)
-        if not self.config.deterministic:
-            self._settle()
 
     def _handle_broken(self, event: Broken) -> None:
         number = event.job.trial
-        attempts = self._view(number).attrs.get("attempts", 0) + 1
-        self._set_attr(number, "attempts", attempts)
+        attempts = self._view(number).attempts + 1
         if event.retry and attempts < MAX_ATTEMPTS:
-            self._ready.appendleft(number)
+            self._set_attr(number, FAILURE, {"attempts": attempts})
+            if event.cause == "out of memory" and self._in_flight:
+                self._short_of_memory.append(number)
+            else:
+                self._ready.appendleft(number)
             return
-        self._set_attr(number, "cause", event.cause)
-        self._set_attr(number, "message", event.message)
+        self._set_attr(number, FAILURE, {"attempts": attempts, "cause": event.cause, "message": event.message})
         self._tell(number, None)
-        self._errors_in_a_row = self._errors_in_a_row + 1 if event.cause in ("error", "worker died") else 0
-        if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:  # the fault is not the trials': keep the rest of the budget
-            self._problem = f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with: {event.message}"
+        self._note_error(number, event.message if event.cause in ("error", "worker died") else None)
+
+    def _note_error(self, number: int, message: str | None) -> None:
+        """What became of a trial, of which the highest numbers are remembered: who ended first decides nothing."""
+        self._errors[number] = message
+        for older in sorted(self._errors)[:-MAX_ERRORS_IN_A_ROW]:
+            del self._errors[older]
 
     def _enter(self, view: TrialView, rung: int) -> None:
         """What a trial measured at a rung, for the comparison with others."""
@@ -283,7 +316,14 @@ class StudyDriver:
         for number in sorted(self._finished):
             self._tell_measured(number)
         self._finished.clear()
+        errors = [message for _, message in sorted(self._errors.items()) if message is not None]
+        if len(errors) == MAX_ERRORS_IN_A_ROW:  # the fault is not the trials': keep the rest of the budget
+            self._problem = f"{MAX_ERRORS_IN_A_ROW} trials in a row failed, the last with: {errors[-1]}"
         verdict = self.ladder.judge()
+        if self.config.deterministic and any(verdict):  # all of it holds, whatever a kill lets be carried out
+            fates = {number: "go on" for number in verdict.go_on} | {number: "stop" for number in verdict.stop}
+            stored = {str(number): [self._view(number).epoch, fate] for number, fate in fates.items()}
+            self.study.set_user_attr(VERDICT, stored)
         for number in verdict.go_on:
             self._go_on(number)
         for number in verdict.stop:

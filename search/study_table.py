@@ -227,8 +227,8 @@ def restore(stored: StoredStudy, url: str, name: str) -> None:
     """Write the study under a name into a storage, trials as they were: same numbers, states and all else.
 
     A trial that ran stays running and one that waited waits: the next session re-adopts the first, from its first epoch
-    as its checkpoint stayed behind, and asks the second. What the study was made with is written last: a
-    restoring that was killed leaves a study that no session goes on with.
+    as its checkpoint stayed behind, and asks the second. What the study was made with, its
+    `identity`, is written last: a restoring that was killed leaves a study that every command refuses.
 
     Raises:
         UsageError: the storage has a study of this name.
@@ -251,7 +251,7 @@ def restore(stored: StoredStudy, url: str, name: str) -> None:
                     study.set_metric_names(cell.metric_names)
             for attr, value in cell.system_attrs.items():
                 storage.set_study_system_attr(study._study_id, attr, value)
-            for attr, value in cell.user_attrs.items():
+            for attr, value in sorted(cell.user_attrs.items(), key=lambda item: item[0] == "identity"):
                 study.set_user_attr(attr, value)
         except BaseException:
             optuna.delete_study(study_name=name, storage=storage)

@@ -11,20 +11,24 @@ from .command import command, run_command
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
 def sync(study: str, storage: str, tracking_uri: str | None) -> None:
     from .errors import Failure
+    from .lease import lease
     from .report import best_trial
     from .storage import full_identity, storage_errors, study_uid, to_read, trial_views
     from .tracking import Tracker
 
-    url, stored = to_read(study, storage)
-    with storage_errors(url):
-        uid, views = study_uid(stored), trial_views(stored, full_identity(stored)["gates"])
+    def warn(line: str) -> None:
+        click.echo(f"warning: {line}")
 
     def fail(line: str) -> None:
         raise Failure(line)
 
-    tracker = Tracker(study, uid, tracking_uri, fail)
-    tracker.sync(views)
-    tracker.finish(best_trial(views))
+    url, stored = to_read(study, storage)
+    # a driver tells MLflow itself: two at a time would make a run twice, and close what the other has open
+    with storage_errors(url), lease(url, study, warn):
+        uid, views = study_uid(stored), trial_views(stored, full_identity(stored)["gates"])
+        tracker = Tracker(study, uid, tracking_uri, fail)
+        tracker.sync(views)
+        tracker.finish(best_trial(views))
     click.echo(f"{len(views)} trials of study {study} are in MLflow at {tracker.uri}")
 
 

@@ -40,6 +40,7 @@ TAG_STUDY: Final = "optuna.study"
 TAG_UID: Final = "optuna.study_uid"
 TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
+STATUS: Final = {"running": "RUNNING", "complete": "FINISHED"}  # of a trial's run; FAILED in every other state
 MAX_BATCH: Final = 1000
 FINAL_METRICS: Final = (
     "test/acc_soft",
@@ -78,9 +79,9 @@ class Tracker:
         """Nothing to do."""
 
     def sync(self, trials: Sequence[TrialView]) -> None:
-        """Bring every trial's run up to date."""
+        """Bring every trial's run up to date; those that are cost nothing."""
         for trial in trials:
-            if trial.state != "waiting":
+            if trial.state != "waiting" and not self._is_shown(trial):
                 self.trial_changed(trial)
 
     def finish(self, best: TrialView | None) -> None:
@@ -95,6 +96,14 @@ class Tracker:
             self._client.set_terminated(self._parent)
 
         self._try(close)
+
+    def _is_shown(self, trial: TrialView) -> bool:
+        """Whether its run, as it was found, shows it: the status comes after the tags, and they with all else."""
+        run = self._runs.get(trial.number)
+        return run is not None and (
+            (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status)
+            == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"))
+        )
 
     def _try(self, action: Callable[[], None]) -> None:
         if self._down:
@@ -149,9 +158,11 @@ class Tracker:
                 metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
         metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
-        for name in ("warm_start", "stopped_at_rung", "cause", "message", "rejected"):
+        for name in ("warm_start", "stopped_at_rung", "rejected"):
             if name in trial.attrs:
                 tags[name] = str(trial.attrs[name])
+        if trial.cause is not None:
+            tags |= {"cause": trial.cause, "message": trial.message}
         if trial.is_infeasible:
             tags["infeasible"] = "True"
         _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])
@@ -160,7 +171,7 @@ class Tracker:
             end = trial.frozen.datetime_complete
             self._client.set_terminated(
                 run.info.run_id,
-                status="FINISHED" if trial.state == "complete" else "FAILED",
+                status=STATUS.get(trial.state, "FAILED"),
                 end_time=int(end.timestamp() * 1000) if end else None,
             )
 

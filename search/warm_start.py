@@ -18,7 +18,7 @@ from .config import StudyConfig, default_storage
 from .errors import UsageError
 from .report import accuracy, complete, gates
 from .rungs import best_first
-from .storage import TrialView, shown, stored_trials
+from .storage import ForeignStudy, TrialView, shown, stored_trials
 
 MAX_STARTS: Final = 5
 _ATTR: Final = "warm_start"
@@ -160,6 +160,8 @@ def _other_trials(name: str, config: StudyConfig) -> list[TrialView]:
     for url in urls:
         try:
             return stored_trials(name, url)
+        except ForeignStudy:
+            raise
         except UsageError:
             continue
     raise UsageError(f"no study {name!r} to start from in {' or '.join(map(shown, urls))}: --warm-start takes studies")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -74,8 +74,7 @@ class Executor(Protocol):
 def make_executor(config: StudyConfig, dataset: Dataset) -> Executor:
     """The executor that a configuration asks for, with the dataset at hand."""
     if config.executor == "inline":
-        gpus = None if config.gpus_per_trial == "auto" else config.gpus_per_trial
-        return InlineExecutor(dataset, gpus, config.trial_timeout_s)
+        return InlineExecutor(dataset, config.gpus_per_trial, config.trial_timeout_s)
     from .ray_workers import RayExecutor
 
     return RayExecutor(config, dataset)
@@ -86,7 +85,7 @@ def event_of(job: Job, item: EpochRecord | bytes | Failed) -> Event:
     if isinstance(item, EpochRecord):
         return Progress(job, item)
     if isinstance(item, Failed):
-        return Broken(job, item.cause, item.message, retry=False)
+        return Broken(job, item.cause, item.message, retry=item.cause == "out of memory")
     return Finished(job, item)
 
 
@@ -102,11 +101,17 @@ class InlineExecutor:
     A trial's timeout is looked at after each epoch: no process can end its own.
     """
 
-    def __init__(self, dataset: Dataset, gpus: float | None = None, trial_timeout_s: float | None = None) -> None:
-        use_gpu = torch.cuda.is_available() if gpus is None else gpus > 0
-        if use_gpu and not torch.cuda.is_available():
-            raise UsageError(f"--gpus-per-trial {gpus:g}: PyTorch finds no GPU here; leave it out or give 0")
-        self._runner = JobRunner(dataset, torch.device("cuda" if use_gpu else "cpu"))
+    def __init__(
+        self, dataset: Dataset, gpus: float | Literal["auto"] | None = None, trial_timeout_s: float | None = None
+    ) -> None:
+        there = torch.cuda.is_available()
+        asked = 1.0 if gpus == "auto" else float(there) if gpus is None else gpus
+        if asked > there:  # one job at a time trains on one
+            raise UsageError(
+                f"--gpus-per-trial {gpus if gpus == 'auto' else format(gpus, 'g')}: --executor inline trains on one "
+                f"GPU at most, and PyTorch finds {'one' if there else 'none'} here; leave it out or give {there:d}"
+            )
+        self._runner = JobRunner(dataset, torch.device("cuda" if asked else "cpu"))
         self._trial_timeout_s = trial_timeout_s
         self._job: Job | None = None
         self._started = 0.0

@@ -1,17 +1,22 @@
 """What the benchmarks count, and that the README's table is what they measured."""
 
 import json
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.digits_studies import WAYS, Task, medians, studied
 from benchmarks.limits import activation_bytes, multiply_adds
 from benchmarks.simulate import simulated
-from benchmarks.stopping import worth
+from benchmarks.stopping import Way, best_patience, worth
 from benchmarks.surrogate import Surrogate
 from benchmarks.table import RESULTS, circuit_table, counting_table, step_table, synthesis_table
 from benchmarks.train_step import scaled
 from convlogic_core import PRESETS, ConvSpec, DenseSpec, ModelSpec
+from search.ladder import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,10 +58,39 @@ def test_a_simulated_study_ends_with_its_trials() -> None:
 
 def test_imitated_trials_spend_the_same_compute_with_and_without_early_stopping() -> None:
     surrogate = Surrogate()
-    stopped, full = (worth(surrogate, "random", patience, 0, num_workers=2, budget_s=30.0) for patience in (0.0, None))
+    stopped, full = (
+        worth(surrogate, Way("random", patience, "complete", 6.0), 0, num_workers=2) for patience in ("0", "none")
+    )
     assert stopped["trials"] > full["trials"] > 1
     assert stopped["saved"] > full["saved"]
     assert 0 < min(stopped["hypervolume"], full["hypervolume"])
+
+
+@pytest.mark.parametrize("telling", ["complete", "pruned", "fail"])
+def test_stopped_trials_are_told_as_the_benchmark_says(telling: str) -> None:
+    """Samplers that listen then ask for other trials."""
+    surrogate = Surrogate()
+    way = Way("tpe", "0", telling, 12.0)
+    told = worth(surrogate, way, 0, num_workers=2)
+    complete = worth(surrogate, replace(way, telling="complete"), 0, num_workers=2)
+    assert (told == complete) == (telling == "complete")
+
+
+def test_the_patience_is_what_the_figures_say() -> None:
+    assert best_patience(json.loads((RESULTS / "stopping.json").read_text())["results"]) == PATIENCE
+
+
+def test_real_studies_end_with_their_compute() -> None:
+    threads = torch.get_num_threads()
+    stopped, full = (studied(Task(way, 1, budget_trials=12.0, epochs=3)) for way in list(WAYS)[:2])
+    torch.set_num_threads(threads)
+    budget_s = 12 * 3 / 81 * statistics.mean(trial["duration_s"] for trial in Surrogate().trials)
+    assert budget_s <= min(stopped["forecast_s"], full["forecast_s"])
+    assert max(stopped["forecast_s"], full["forecast_s"]) < 1.5 * budget_s
+    assert stopped["trials"] > full["trials"] > 1
+    assert stopped["saved"] > full["saved"] == 0
+    (row,) = medians([full], 12.0, 3)
+    assert (row["n"], row["hypervolume"]) == (1, full["hypervolume"])
 
 
 def test_an_imitated_trial_measures_the_same_again() -> None:

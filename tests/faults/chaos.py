@@ -38,15 +38,15 @@ class Chaos:
     kills: Counter[str] = field(default_factory=Counter)
     stops: int = 0  # drivers that gave up in one line, as after three trials that lost three workers each
 
-    def run_study(self, driver: ForkedDriver) -> int:
-        """Until it has its trials; the number of processes killed meanwhile."""
-        before = self.kills.total()
+    def run_study(self, driver: ForkedDriver) -> Counter[str]:
+        """Until it has its trials; the processes killed meanwhile."""
+        before = self.kills.copy()
         while True:
             process = driver.start()
             self.torment(driver, process)
             process.join()
             if process.exitcode == 0:
-                return self.kills.total() - before
+                return self.kills - before
             if process.exitcode != -signal.SIGKILL:
                 assert process.exitcode == 1 and "Traceback" not in driver.output, driver.output[-2000:]
                 self.stops += 1
@@ -98,8 +98,9 @@ def main() -> None:
             for log in ("epochs.txt", "output.txt"):
                 (Path(folder) / log).unlink(missing_ok=True)
             try:
-                num_kills = chaos.run_study(driver)
-                views = assert_sound(driver, arguments.trials, num_kills)
+                kills = chaos.run_study(driver)
+                workers = NUM_WORKERS if arguments.executor == "ray" else 1
+                views = assert_sound(driver, arguments.trials, kills["worker"] + workers * kills["driver"])
                 driver.wait_until_gone(but="$")
             except AssertionError as error:
                 violations += 1
@@ -110,7 +111,8 @@ def main() -> None:
             states = Counter(view.state for view in views)
             repeated = repeated_rungs(driver, load_study(driver).user_attrs["identity"]["rungs"]).total()
             print(
-                f"study {number}: sound after {num_kills} kills; {dict(states)}; {repeated} rungs repeated", flush=True
+                f"study {number}: sound after {kills.total()} kills; {dict(states)}; {repeated} rungs repeated",
+                flush=True,
             )
     print(
         f"{chaos.kills.total()} kills ({chaos.kills['driver']} drivers, {chaos.kills['worker']} workers), "

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sqlite3
 import sys
 import time
 import uuid
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import optuna
+import sqlalchemy
 import torch
 
 from search import checkpoints, session, storage, tracking  # noqa: F401  MLflow must not be imported once a driver
@@ -160,12 +162,23 @@ def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | Held | None, 
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)
     storage.BUSY_TIMEOUT_S = int(os.environ.get("CONVLOGIC_TEST_BUSY_S", storage.BUSY_TIMEOUT_S))
+    if num_pages := os.environ.get("CONVLOGIC_TEST_PAGES"):
+        _limit_database(int(num_pages))
     SPACES[TINY.name] = TINY
     sys.argv = ["search.run", *arguments]
     _observe_executor(fault)
     if isinstance(fault, Fault):
         _arm(fault)
     run_command(run)
+
+
+def _limit_database(num_pages: int) -> None:
+    """The study's database may grow to so many pages: sqlite then says that the disk is full, as on a real one."""
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+    def connected(connection: sqlite3.Connection, record: object) -> None:
+        if connection.execute("PRAGMA database_list").fetchone()[2].endswith("study.db"):
+            connection.execute(f"PRAGMA max_page_count = {num_pages}")
 
 
 def _observe_executor(fault: Fault | Held | None) -> None:

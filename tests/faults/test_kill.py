@@ -35,7 +35,7 @@ def test_a_killed_driver_is_followed_by_one_that_ends_at_the_total(driver: Make)
     print(f"killed {delay_s:.3f} s after line {num_lines}:\n{killed.output}")
     assert "What next" not in killed.output
     killed.finish()
-    views = assert_sound(killed, TRIALS, num_faults=1)
+    views = assert_sound(killed, TRIALS, num_repeated=2)
     assert {view.state for view in views} <= {"complete", "rejected"}
     assert [view.number for view in views if view.known] == [0]
     for view in views:

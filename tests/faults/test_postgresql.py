@@ -16,6 +16,7 @@ from search.storage import parse_url, storage_errors
 from tests.faults.forked import Fault, ForkedDriver
 from tests.faults.invariants import assert_sound
 from tests.faults.postgresql import server
+from tests.search.tiny import no_warning
 
 TRIALS = 3
 INLINE = ("--executor", "inline", "--epochs", "9", "--limit-train", "60", "--trials", str(TRIALS))
@@ -29,10 +30,6 @@ def url() -> Iterator[str]:
         yield url
 
 
-def no_warning(line: str) -> None:
-    raise AssertionError(line)
-
-
 def refused(url: str, study: str) -> str:
     with pytest.raises(Failure) as refusal, lease(url, study, no_warning):
         pass
@@ -43,7 +40,7 @@ def test_a_study_is_run_killed_and_resumed(driver: Make, url: str) -> None:
     killed = driver(*INLINE, storage=url)
     assert killed.end(Fault("result", 2)) == -signal.SIGKILL, killed.output
     killed.finish()
-    assert_sound(killed, TRIALS, num_faults=1)
+    assert_sound(killed, TRIALS, num_repeated=1)
     folders = [path.name for path in (killed.folder / "studies/tiny").iterdir()]
     assert len(folders) == 1 and folders[0].startswith("storage_")
 

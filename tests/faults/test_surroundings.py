@@ -17,6 +17,7 @@ from search.storage import study_uid
 from search.tracking import Tracker
 from tests.faults.forked import Fault, ForkedDriver, Held
 from tests.faults.invariants import assert_mlflow_shows, assert_sound, load_study
+from tests.search.tiny import no_warning
 
 TRIALS = 3
 INLINE = ("--executor", "inline", "--limit-train", "60", "--trials", str(TRIALS))
@@ -74,6 +75,20 @@ def test_two_drivers(driver: Make) -> None:
     assert len(errors(second)) == 1
 
 
+def test_a_full_disk_under_the_database_stops_a_driver_in_one_line(driver: Make) -> None:
+    """sqlite's own error, at a size that the file must not exceed; with room again the study goes on."""
+    full = driver(*SHORT)
+    assert full.end(CONVLOGIC_TEST_PAGES="29") == 1
+    (line,) = errors(full)
+    assert line == (
+        "error: the study's database sqlite:///studies/tiny/study.db failed: database or disk is full; nothing stored "
+        "is lost, run the same command again"
+    )
+    assert load_study(full).trials
+    full.finish()
+    assert_sound(full, TRIALS, num_repeated=1)
+
+
 def test_a_database_locked_for_longer_than_that_stops_a_driver(driver: Make) -> None:
     held = driver(*SHORT)
     process = held.start(Held(), CONVLOGIC_TEST_BUSY_S="1")
@@ -85,7 +100,7 @@ def test_a_database_locked_for_longer_than_that_stops_a_driver(driver: Make) -> 
     (line,) = errors(held)
     assert line.endswith("failed: database is locked; nothing stored is lost, run the same command again")
     held.finish()
-    assert_sound(held, TRIALS, num_faults=1)
+    assert_sound(held, TRIALS, num_repeated=1)
 
 
 def lock(driver: ForkedDriver) -> sqlite3.Connection:
@@ -100,7 +115,7 @@ def test_a_full_disk_stops_a_driver_in_one_line(driver: Make) -> None:
     (line,) = errors(full)
     assert line.endswith(".checkpoint: No space left on device; make room or run in another folder")
     full.finish()
-    assert_sound(full, TRIALS, num_faults=1)
+    assert_sound(full, TRIALS, num_repeated=1)
 
 
 def test_a_truncated_checkpoint(driver: Make) -> None:
@@ -110,7 +125,7 @@ def test_a_truncated_checkpoint(driver: Make) -> None:
     (path,) = (killed.folder / "studies/tiny/checkpoints").iterdir()
     os.truncate(path, 1000)
     killed.finish()
-    assert_sound(killed, TRIALS, num_faults=2)
+    assert_sound(killed, TRIALS, num_repeated=2)
 
 
 def test_mlflow_away(driver: Make) -> None:
@@ -119,13 +134,11 @@ def test_mlflow_away(driver: Make) -> None:
     assert alone.end(Fault("result", 2), MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") == -signal.SIGKILL
     assert alone.end(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0") == 0
     assert alone.output.count("warning: MLflow at http://127.0.0.1:9 failed") == 2
-    views = assert_sound(alone, TRIALS, num_faults=1, in_mlflow=False)
-
-    def fail(line: str) -> None:
-        raise AssertionError(line)
-
+    views = assert_sound(alone, TRIALS, num_repeated=1, in_mlflow=False)
     uid = study_uid(load_study(alone))
-    Tracker("tiny", uid, f"sqlite:///{alone.folder}/mlflow.db", fail).sync(views)
+    tracker = Tracker("tiny", uid, f"sqlite:///{alone.folder}/mlflow.db", no_warning)
+    tracker.sync(views)
+    tracker.finish(views[0])
     assert_mlflow_shows(alone, uid, views)
 
 
@@ -133,7 +146,7 @@ def test_a_clock_set_back(driver: Make) -> None:
     """Epochs then end before they began, and trials too."""
     jumping = driver(*SHORT, "--timeout", "1000")
     assert jumping.end(Fault("epoch", 4, "clock back")) == 0, jumping.output
-    views = assert_sound(jumping, TRIALS, num_faults=0)
+    views = assert_sound(jumping, TRIALS, num_repeated=0)
     times = [record.timestamp_ms for view in views for record in view.records]
     assert times != sorted(times)
 
@@ -146,4 +159,4 @@ def test_a_database_locked_for_half_a_minute_is_waited_for(locked: Locked) -> No
     locked.connection.close()
     locked.process.join(100)
     assert locked.process.exitcode == 0, locked.driver.output
-    assert_sound(locked.driver, TRIALS, num_faults=0)
+    assert_sound(locked.driver, TRIALS, num_repeated=0)

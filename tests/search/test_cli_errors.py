@@ -1,5 +1,6 @@
 """Everything wrong from outside is one line on stderr, `error: ...`, and exit code 2 (how it was called) or 1."""
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -18,6 +19,7 @@ from click import Command
 from search import storage
 from search.candidate_file import CandidateFile, dump_candidate_file
 from search.export import export
+from search.report import report
 from search.run import run as search_run
 from search.sync import sync
 from search.train import train
@@ -68,8 +70,8 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--data", "nmist"), "unknown dataset 'nmist'"),
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
-        (("--trials", "0"), "trials=0: input should be greater than or equal to 1"),
-        (("--finalists", "-1"), "finalists=-1: input should be greater than or equal to 0"),
+        (("--trials", "0"), "--trials=0: input should be greater than or equal to 1"),
+        (("--finalists", "-1"), "--finalists=-1: input should be greater than or equal to 0"),
         (("--trials", "many"), "'many' is not a valid integer"),
         (("--objectives", "speed"), "'speed'"),
         (("--objectives", "gates"), "objectives 'gates' must be accuracy,gates or accuracy"),
@@ -78,11 +80,13 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--gates", "net"), "'net' is not one of"),
         (("--address", "auto"), "--address joins a Ray cluster: leave out --executor inline"),
         (("--gpus-per-trial", "many"), "'many' is not a valid float"),
-        (("--gpus-per-trial", "-1"), "gpus_per_trial=-1.0: it must be a number of at least 0, or auto"),
-        (("--trial-timeout", "0"), "trial_timeout_s=0.0: input should be greater than 0"),
+        (("--gpus-per-trial", "-1"), "--gpus-per-trial=-1.0: it must be a number of at least 0, or auto"),
+        (("--trial-timeout", "0"), "--trial-timeout=0.0: input should be greater than 0"),
         (("--frobnicate",), "No such option"),
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
         (("extra",), "unexpected extra argument"),
+        (("--timeout", "-1"), "--timeout=-1.0: input should be greater than 0"),
+        (("--max-gates", "0"), "--max-gates=0: input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_option(fails: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
@@ -106,6 +110,30 @@ def test_a_dead_address_is_told_at_once(fails: Callable[..., str], address: str)
     message = fails(FAILURE, search_run, "--space", "tiny", "--address", address)
     assert re.match(f"no Ray cluster can be joined at {address}: .+; start one with `ray start --head`, or", message)
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    ("gpus", "num", "found"), [("auto", 0, "none"), ("1", 0, "none"), ("0.5", 0, "none"), ("2", 1, "one")]
+)
+def test_gpus_that_this_process_does_not_have(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, gpus: str, num: int, found: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num > 0)
+    assert fails(USAGE, *tiny_run("--gpus-per-trial", gpus)) == (
+        f"--gpus-per-trial {gpus}: --executor inline trains on one GPU at most, and PyTorch finds {found} here; "
+        f"leave it out or give {num}"
+    )
+
+
+def test_a_storage_of_another_optuna(study: Runs, fails: Callable[..., str], tracking_uri: str) -> None:
+    """Its tables are of an older version, or of one that is not known yet."""
+    for version, way_out in (("v3.0.0.d", "optuna storage upgrade"), ("v9.0.0.a", "pip install -U optuna")):
+        with contextlib.closing(sqlite3.connect("studies/tiny/study.db", isolation_level=None)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        for called in (tiny_run(), (report, "--study", "tiny"), (sync, "--study", "tiny")):
+            message = fails(FAILURE, *called)
+            assert message.startswith("storage sqlite:///studies/tiny/study.db: The runtime optuna version 5.")
+            assert way_out in message
 
 
 def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path) -> None:
@@ -181,7 +209,7 @@ def test_a_limit_that_nothing_fits(fails: Callable[..., str], monkeypatch: pytes
         FAILURE,
         *tiny_run("--trials", 2, "--gates", "raw", "--max-gates", 10, "--epochs", 1, "--tracking-uri", "sqlite:///x/y"),
     )
-    assert "3 candidates in a row were rejected" in outcome
+    assert "3 candidates in a row were rejected" in outcome and "raise the limit" in outcome
 
 
 # search.export

@@ -14,11 +14,11 @@ import pytest
 from search.config import study_config
 from search.data import Dataset
 from search.errors import Failure
-from search.jobs import Job
 from search.packages import copy_packages
 from search.ray_workers import RayExecutor
-from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
-from tests.search.tiny import tiny_candidate
+from search.workers import Broken, Event, Finished, InlineExecutor, Progress
+from tests.search.tiny import finish
+from tests.search.tiny import long_job as job
 
 pytestmark = pytest.mark.slow
 
@@ -78,17 +78,6 @@ def where(worker: Any) -> tuple[str, str, str, list[str], bool]:
 
     node: str = ray.get_runtime_context().get_node_id()
     return node, str(search.__file__), os.getcwd(), os.listdir(), backend.native_built()
-
-
-def job(until_epoch: int, checkpoint: bytes | None = None, trial: int = 0) -> Job:
-    return Job(trial, tiny_candidate(epochs=100_000), 7 + trial, until_epoch, checkpoint)
-
-
-def finish(executor: Executor, num_jobs: int = 1) -> list[Event]:
-    events: list[Event] = []
-    while sum(not isinstance(event, Progress) for event in events) < num_jobs:
-        events += executor.wait(10.0)
-    return events
 
 
 def checkpoints(events: list[Event]) -> dict[int, bytes]:

@@ -15,7 +15,7 @@ from search.diagnostics import (
     compute_saved,
     diagnostics,
     hypervolume,
-    hypervolume_by_thirds,
+    hypervolume_over_time,
     rung_correlations,
     soft_against_discrete,
     spearman,
@@ -86,13 +86,19 @@ def test_hypervolume_is_the_area_of_the_dominated_cells(points: list[tuple[int, 
     assert hypervolume(views) == pytest.approx(area)
 
 
-def test_hypervolume_grows_by_thirds_without_the_infeasible() -> None:
+def test_hypervolume_grows_over_trials_and_compute_without_the_infeasible() -> None:
     accuracies = [0.1, 0.3, 0.2, 0.9, 0.5, 0.6, 0.8]
-    views = [stored_trial(i, {9: acc}, total=10**5, excess=1 if acc == 0.9 else -1) for i, acc in enumerate(accuracies)]
-    by_thirds = hypervolume_by_thirds(views[::-1])
-    assert [number for number, _ in by_thirds] == [3, 5, 7]
-    assert [volume for _, volume in by_thirds] == pytest.approx([0.15, 0.25, 0.4])
-    assert hypervolume_by_thirds(views[:1]) == [(1, pytest.approx(0.05))]
+    views = [
+        stored_trial(i, {1: acc} if i % 2 else {1: 0.0, 3: acc}, total=10**5, raw=1000, excess=1 if acc == 0.9 else -1)
+        for i, acc in enumerate(accuracies)
+    ]
+    over_time = hypervolume_over_time(views[::-1])
+    assert [number for number, _, _ in over_time] == [1, 2, 3, 4, 5, 6, 7]
+    assert [share for _, share, _ in over_time] == pytest.approx([spent / 15 for spent in (3, 4, 7, 8, 11, 12, 15)])
+    assert [volume for _, _, volume in over_time] == pytest.approx([0.05, 0.15, 0.15, 0.15, 0.25, 0.3, 0.4])
+    assert hypervolume_over_time(views[:1]) == [(1, 1.0, pytest.approx(0.05))]
+    many = [stored_trial(i, {9: 0.5}) for i in range(40)]
+    assert [number for number, _, _ in hypervolume_over_time(many)] == [*range(4, 41, 4)]
 
 
 def test_lines_say_what_is_not_known() -> None:

@@ -256,3 +256,40 @@ def test_a_killed_final_training_ends_with_the_same_weights(
     losses = [[record["loss"] for record in json.loads((each / "epochs.json").read_text())] for each in (whole, parts)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint.safetensors", "epochs.json"])
+@pytest.mark.parametrize("content", [None, b"", b"damaged"])
+def test_a_damaged_checkpoint_starts_its_seed_again(
+    command: Call,
+    small: Candidate,
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: str,
+    content: bytes | None,
+) -> None:
+    """One line names it; the weights are those of an undisturbed training."""
+    monkeypatch.setattr(final_training, "CHECKPOINT_EVERY_S", 0.0)
+    run_epoch = TrainingRun.run_epoch
+
+    def killed(run: TrainingRun) -> Any:
+        if run.epoch == 2:
+            raise Killed
+        return run_epoch(run)
+
+    call, folder = (train, "best.yaml", "--tracking-uri", tracking_uri), Path("runs/best/seed_11")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "run_epoch", killed)
+        with pytest.raises(Killed):
+            command(*call)
+    if content is None:
+        os.truncate(folder / damaged, (folder / damaged).stat().st_size // 2)
+    else:
+        (folder / damaged).write_bytes(content)
+    outcome = command(*call)
+    assert (outcome.code, outcome.err) == (0, "")
+    (line,) = [line for line in outcome.out.splitlines() if "damaged" in line]
+    assert line.startswith(f"seed 11: {folder}/checkpoint.safetensors is damaged (") and line.endswith("starts again")
+    assert "seed 11 epoch 1/3" in outcome.out
+    assert command(*call, "-o", "whole").code == 0
+    assert (folder / "model.safetensors").read_bytes() == Path("whole/seed_11/model.safetensors").read_bytes()

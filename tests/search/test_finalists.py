@@ -63,6 +63,9 @@ class Searched:
         run(FakeExecutor(the_larger_the_better), **searched)  # so that all are on the front
         self.study = run.study(self.config)
 
+    def check_lease(self) -> None:
+        """It is held."""
+
     @property
     def views(self) -> list[TrialView]:
         return trial_views(self.study, "total")
@@ -70,7 +73,7 @@ class Searched:
     def finish(self) -> str:
         console = Console(width=120, highlight=False, markup=False)
         with console.capture() as capture:
-            run_finalists(self.config, self.study, self.views, console)
+            run_finalists(self.config, self.study, self.views, console, self.check_lease)
         return capture.get()
 
     @property
@@ -165,6 +168,45 @@ def test_a_finalist_is_what_final_training_makes_of_the_trial(run_sqlite: Runs, 
             first, second = (json.loads((each / "metrics.json").read_text()) for each in (mine, folder))
             assert first.keys() == second.keys()
             assert {name for name in first if first[name] != second[name]} <= {"images_per_second"}
+
+
+@pytest.mark.parametrize("lost_at", ["first finalist", "naming", "named", "tested"])
+def test_without_the_lease_nothing_is_stored_and_no_test_is_opened(
+    run_sqlite: Runs, no_mlflow: None, opened: list[Finals], lost_at: str
+) -> None:
+    """Two finalists, then naming the winner, testing it, storing what that gave."""
+    searched, asked = Searched(run_sqlite), []
+
+    def check_lease() -> None:
+        asked.append(1)
+        if len(asked) > {"first finalist": 0, "naming": 2, "named": 3, "tested": 4}[lost_at]:
+            raise Failure("lost")
+
+    searched.check_lease = check_lease  # type: ignore[method-assign]
+    with pytest.raises(Failure, match="lost"):
+        searched.finish()
+    finals = Finals.of(searched.study)
+    assert (finals is not None) == (lost_at in ("named", "tested"))
+    assert finals is None or finals.test_discrete == ()
+    assert len(opened) == (3 if lost_at == "tested" else 0)
+    assert len(list(Path("studies").rglob("model.safetensors"))) == (0 if lost_at == "first finalist" else 6)
+
+
+def test_a_session_whose_lock_is_removed_names_no_winner(
+    command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, opened: list[Finals]
+) -> None:
+    def train_seeds(*args: Any) -> Any:
+        Path("studies/tiny/study.db.tiny.lock").unlink(missing_ok=True)
+        return original(*args)
+
+    original = finalists.train_seeds
+    monkeypatch.setattr(finalists, "train_seeds", train_seeds)
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor(the_larger_the_better))
+    outcome = command(search_run, *ARGUMENTS, "--tracking-uri", tracking_uri, "--finalists", 1)
+    assert outcome.code == 1
+    assert outcome.err == "error: the lock on study 'tiny' was lost; nothing stored is: run the same command again\n"
+    assert Finals.of(optuna.load_study(study_name="tiny", storage="sqlite:///studies/tiny/study.db")) is None
+    assert opened == []
 
 
 # The test set, and kills

@@ -11,15 +11,15 @@ import pytest
 from search import lease as lease_module
 from search.errors import Failure
 from search.lease import lease
+from search.report import report
 from search.run import run
+from search.storage import open_study, study_uid
 from search.sync import sync
+from search.tracking import MlflowClient, Tracker
 from tests.search.conftest import Outcome
+from tests.search.tiny import no_warning
 
 STORAGE = "sqlite:///studies/tiny/study.db"
-
-
-def no_warning(line: str) -> None:
-    raise AssertionError(line)
 
 
 def refused(storage: str, study: str = "tiny") -> str:
@@ -97,9 +97,20 @@ def test_a_lost_lock_stops_the_driver(workspace: Path, monkeypatch: pytest.Monke
 
 def test_only_reading_goes_on_beside_a_driver(command: Callable[..., Outcome], tracking_uri: str) -> None:
     arguments = ("--space", "tiny", "--executor", "inline", "--epochs", 1, "--limit-train", 50, "--trials", 1)
+    arguments += ("--tracking-uri", tracking_uri)
     assert command(run, *arguments).code == 0
     with lease(STORAGE, "tiny", no_warning):
         outcome = command(run, *arguments)
         assert outcome.code == 1
         assert re.fullmatch(r"error: study 'tiny' is driven by process .*\n", outcome.err)
-        assert command(sync, "--study", "tiny").code == 0
+        Tracker("tiny", study_uid(open_study(STORAGE, "tiny")), tracking_uri, no_warning)  # as the driver opens it
+        outcome = command(sync, "--study", "tiny", "--tracking-uri", tracking_uri)
+        assert re.fullmatch(r"error: study 'tiny' is driven by process .*\n", outcome.err)
+        assert command(report, "--study", "tiny").code == 0
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name("tiny")
+        assert experiment is not None
+        (parent,) = client.search_runs([experiment.experiment_id], "tags.role = 'study'")
+        assert parent.info.status == "RUNNING"
+    assert command(sync, "--study", "tiny", "--tracking-uri", tracking_uri).code == 0
+    assert client.get_run(parent.info.run_id).info.status == "FINISHED"

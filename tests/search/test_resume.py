@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage
 
+from search import study as study_module
 from search.checkpoints import Checkpoints
 from search.jobs import Job
 from search.storage import TrialView, trial_views
 from search.training import EpochRecord
 from search.workers import Event, InlineExecutor, Progress
-from tests.search.tiny import BASELINE, FakeExecutor, Runs, measured, tiny_candidate
+from spaces import SPACES, Known
+from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured, tiny_candidate
 
 WRITES = (
     "create_new_trial",
+    "set_study_user_attr",
     "set_trial_param",
     "set_trial_user_attr",
     "set_trial_system_attr",
@@ -122,6 +125,73 @@ def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch
         assert num_kills < 100
     assert num_kills > 5
     check_whole(views)
+
+
+@pytest.mark.parametrize(("sampler", "step"), [("random", 3), ("nsga2", 13), ("qmc", 13), ("tpe", 17)])
+def test_a_deterministic_study_is_the_same_after_a_kill_before_any_write(
+    run: Runs, monkeypatch: pytest.MonkeyPatch, sampler: str, step: int
+) -> None:
+    """In the midst of a batch, of a trial's parameters, of the decisions at a rung: same trials, values and order."""
+    monkeypatch.setattr(study_module, "ASKED_AT_ONCE", 4)
+    options: dict[str, Any] = {"trials": 14 if sampler == "tpe" else 7, "sampler": sampler, "deterministic": True}
+    options |= {"gates": "raw", "max_gates": 2200}  # some are rejected
+
+    def listed(views: list[TrialView]) -> list[Any]:
+        return [(view.params, view.state, view.frozen.values, view.attrs) for view in views]
+
+    with monkeypatch.context() as patch:
+        written = kill_after(1_000_000, patch)
+        whole = listed(run(FakeExecutor(num_workers=3), **options))
+    assert "set_study_user_attr" in written
+    for number in range(0, len(written), step):
+        run.memory = InMemoryStorage()
+        with monkeypatch.context() as patch:
+            kill_after(number, patch)
+            with pytest.raises(Killed):
+                run(FakeExecutor(num_workers=3), **options)
+        assert listed(run(FakeExecutor(num_workers=2), **options)) == whole, (number, written[number])
+
+
+def test_a_trial_left_waiting_is_asked_with_its_own_seed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between enqueueing a configuration that leaves parameters to the sampler, and asking for it."""
+    known = Known("partial", "a test", {"k": 3, "kernel_1": 5})
+    monkeypatch.setitem(SPACES, "tiny", replace(SPACES["tiny"], known=(*SPACES["tiny"].known, known)))
+    options = {"trials": 4, "sampler": "random"}
+    with monkeypatch.context() as patch:
+        written = kill_after(1_000_000, patch)
+        whole = [view.params for view in run(FakeExecutor(), **options)]
+    created = [place for place, name in enumerate(written) if name == "create_new_trial"]
+    run.memory = InMemoryStorage()
+    with monkeypatch.context() as patch:
+        kill_after(created[1] + 1, patch)
+        with pytest.raises(Killed):
+            run(FakeExecutor(), **options)
+    assert trial_views(run.study(run.config(**options)), "total")[1].state == "waiting"
+    assert [view.params for view in run(FakeExecutor(), **options)] == whole
+
+
+def test_a_kill_behind_the_last_attempt_leaves_no_fourth(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it falls: three jobs in all, and a trial that says what it failed with."""
+
+    def failing() -> FakeExecutor:
+        return FakeExecutor(lambda job, events: broken(job, retry=True) if job.trial == 1 else events)
+
+    with monkeypatch.context() as patch:
+        written = kill_after(1_000_000, patch)
+        run(failing(), **COMMON)
+    for number in range(len(written)):
+        run.memory = InMemoryStorage()
+        executors = failing(), failing()
+        with monkeypatch.context() as patch:
+            kill_after(number, patch)
+            with pytest.raises(Killed):
+                run(executors[0], **COMMON)
+        before = trial_views(run.study(run.config(**COMMON)), "total")
+        given_up = len(before) > 1 and before[1].cause is not None
+        view = run(executors[1], **COMMON)[1]
+        assert (view.state, view.cause, view.message) == ("failed", "worker died", "worker died in a test")
+        jobs = [[job.trial for job in executor.jobs].count(1) for executor in executors]
+        assert sum(jobs) <= 3 + (not given_up) and (not given_up or jobs[1] == 0)
 
 
 class Interrupted(InlineExecutor):

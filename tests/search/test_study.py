@@ -9,10 +9,12 @@ import pytest
 
 from search import study
 from search.errors import Failure
-from search.jobs import Job
-from search.storage import TrialView
+from search.jobs import Failed, Job
+from search.ladder import PATIENCE
+from search.storage import TrialView, trial_views
+from search.study import StudyDriver
 from search.training import EpochRecord
-from search.workers import Event, Progress
+from search.workers import Event, Progress, event_of
 from spaces import SPACES, Space
 from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured
 
@@ -124,8 +126,8 @@ def test_a_trial_that_waits_goes_on_from_its_checkpoint_once_worse_ones_have_com
     assert [view.frozen.values for view in views] == [[0.9], [0.5], [0.4], [0.1]]
 
 
-def test_a_trial_waits_for_three_others_and_is_told_then(run: Runs) -> None:
-    """The sampler is to learn from it: trial 1 is told before trial 5 is asked."""
+def test_a_trial_waits_for_so_many_others_and_is_told_then(run: Runs) -> None:
+    """The sampler is to learn from it: trial 1 is told before the one after those is asked."""
     told: list[tuple[int, int]] = []
 
     class Watch:
@@ -137,10 +139,12 @@ def test_a_trial_waits_for_three_others_and_is_told_then(run: Runs) -> None:
 
         def tick(self) -> None: ...
 
-    executor = accuracies(0.9, 0.1, 0.8, 0.7, 0.6, 0.5)
-    run(executor, trials=6, objectives=("accuracy",), sampler="random", observers=[Watch()])
-    asked_5 = next(n for n, job in enumerate(executor.jobs) if job.trial == 5)
-    assert [number for number, num_jobs in told if num_jobs <= asked_5][:2] == [0, 1]
+    executor = accuracies(0.9, 0.1, *[0.8 - 0.01 * later for later in range(2 * PATIENCE + 9)])
+    run(executor, trials=3 + PATIENCE, objectives=("accuracy",), sampler="random", observers=[Watch()])
+    begun = [n for n, job in enumerate(executor.jobs) if job.until_epoch == 1]
+    last_waited_for, after = begun[1 + PATIENCE], begun[2 + PATIENCE]
+    (num_jobs,) = (num_jobs for number, num_jobs in told if number == 1)
+    assert last_waited_for < num_jobs <= after
 
 
 def test_without_early_stopping_every_trial_has_the_full_budget(run: Runs) -> None:
@@ -283,7 +287,7 @@ def test_a_limit_on_accuracy_marks_trials_and_trains_them(run: Runs) -> None:
 
 def test_a_limit_that_nothing_fits_ends_the_search(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 5)
-    with pytest.raises(Failure, match=r"^5 candidates in a row were rejected, the last because .* --max-gates 10$"):
+    with pytest.raises(Failure, match=r"^5 candidates in a row were rejected, .* --max-gates 10: raise the limit, "):
         run(FakeExecutor(), gates="raw", max_gates=10)
 
 
@@ -308,7 +312,7 @@ def test_a_dead_worker_s_job_is_tried_again_from_its_checkpoint(run: Runs) -> No
     ]
     assert views[0].state == "complete"
     assert [record.epoch for record in views[0].records] == list(range(1, 10))
-    assert views[0].attrs["attempts"] == 2
+    assert views[0].attempts == 2
 
 
 def test_after_three_attempts_a_trial_fails_with_its_cause_and_is_counted(run: Runs) -> None:
@@ -317,7 +321,7 @@ def test_after_three_attempts_a_trial_fails_with_its_cause_and_is_counted(run: R
     assert [job.trial for job in executor.jobs].count(1) == 3
     assert [view.state for view in views] == ["complete", "failed", "complete"]
     assert views[1].frozen.state.name == "FAIL"
-    assert (views[1].attrs["cause"], views[1].attrs["message"]) == ("worker died", "worker died in a test")
+    assert (views[1].cause, views[1].message) == ("worker died", "worker died in a test")
 
 
 def test_what_cannot_succeed_is_not_tried_again(run: Runs) -> None:
@@ -327,7 +331,7 @@ def test_what_cannot_succeed_is_not_tried_again(run: Runs) -> None:
     failed = [view for view in views if view.state == "failed"]
     assert len(failed) > 2
     for view in failed:
-        assert view.attrs["cause"] == "nan"
+        assert view.cause == "nan"
         assert [job.trial for job in executor.jobs].count(view.number) == 1
 
 
@@ -354,13 +358,112 @@ def test_a_loss_that_diverges_fails_its_trial_alone(run: Runs, monkeypatch: pyte
     monkeypatch.setitem(SPACES, "tiny", Space(**{**vars(tiny), "build": build}))
     views = run(trials=3, epochs=3)
     assert [view.state for view in views][:2] == ["failed", "complete"]
-    assert views[0].attrs["cause"] == "nan"
-    assert views[0].attrs["message"].startswith("the loss is ")
+    assert views[0].cause == "nan"
+    assert views[0].message.startswith("the loss is ")
 
 
 def test_no_trial_starts_once_the_time_is_up(run: Runs) -> None:
     assert run(FakeExecutor(), timeout_s=1e-9) == []
     assert counted(run(FakeExecutor(), timeout_s=60.0)) == 4
+
+
+@pytest.mark.parametrize("ended", ["time", "errors", "rejections"])
+def test_trials_that_wait_are_kept_where_a_session_ends_before_its_total(
+    run: Runs, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    """Those that come in the next one may let them go on."""
+    monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 5)
+    clock = Clock(num_asked=3)
+
+    def script(job: Job, events: list[Event]) -> list[Event]:
+        if ended == "errors" and job.trial > 2:
+            return broken(job, False, "error")
+        return accuracies(0.9, 0.5, 0.4, *[0.1] * 99).script(job, events)
+
+    options: dict[str, Any] = {"objectives": ("accuracy",), "sampler": "random", "trials": 12}
+    with monkeypatch.context() as patch:
+        if ended == "rejections":
+            patch.setattr(StudyDriver, "_candidate", refusing_from(3))
+        if ended == "time":
+            patch.setattr(study.time, "monotonic", clock)
+            run(FakeExecutor(script), observers=[clock], timeout_s=60.0, **options)
+        else:
+            with pytest.raises(Failure, match="in a row"):
+                run(FakeExecutor(script), **options)
+    before = trial_views(run.study(run.config()), "total")
+    waiting = [view.number for view in before if view.state == "running"]
+    assert waiting and all("stopped_at_rung" not in before[number].attrs for number in waiting)
+    views = run(accuracies(0.9, 0.5, 0.4, *[0.1] * 99), **options)
+    assert counted(views) == 12 and not any(view.state == "running" for view in views)
+    assert max(views[number].epoch for number in waiting) > 1
+
+
+class Clock:
+    """Stands still until so many trials were asked, and is then far ahead."""
+
+    def __init__(self, num_asked: int) -> None:
+        self.num_asked, self.asked = num_asked, set[int]()
+
+    def __call__(self) -> float:
+        return 1e6 if len(self.asked) >= self.num_asked else 0.0
+
+    def trial_changed(self, trial: TrialView) -> None:
+        self.asked.add(trial.number)
+
+    def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+def refusing_from(number: int) -> Any:
+    candidate = StudyDriver._candidate
+
+    def refuse(driver: StudyDriver, trial: Any) -> Any:
+        drawn, problem = candidate(driver, trial)
+        return drawn, problem or ("it is not liked" if trial.number >= number else None)
+
+    return refuse
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_trial_without_memory_is_tried_again_once_another_has_ended(run: Runs, deterministic: bool) -> None:
+    """Which may have taken it; and at once where it is alone."""
+
+    class OneAtATime(FakeExecutor):
+        """Trial 1 is told first, and finds memory only where nothing else runs."""
+
+        def wait(self, timeout_s: float) -> list[Event]:
+            self._running.sort(key=lambda job: job.trial != 1)
+            if self._running[0].trial == 1 and len(self._running) > 1:
+                job = self._running.pop(0)
+                return [event_of(job, Failed("out of memory", "8 GiB are needed"))]
+            return super().wait(timeout_s)
+
+    executor = OneAtATime(num_workers=2)
+    views = run(executor, trials=2, epochs=1, deterministic=deterministic)
+    assert [(view.state, view.attempts) for view in views] == [("complete", 0), ("complete", 1)]
+    never = FakeExecutor(lambda job, _: [event_of(job, Failed("out of memory", "8 GiB are needed"))])
+    (view,) = run(never, study="never", trials=1, deterministic=deterministic)
+    assert (view.state, view.cause, len(never.jobs)) == ("failed", "out of memory", 3)
+
+
+def test_who_errs_first_decides_nothing_in_a_deterministic_study(run: Runs) -> None:
+    """Trials 4 to 6 fail and 7 does not: whether the three are heard of in a row depends on the workers."""
+
+    class LastFirst(FakeExecutor):
+        def wait(self, timeout_s: float) -> list[Event]:
+            self._running.reverse()
+            return super().wait(timeout_s)
+
+    def script(job: Job, events: list[Event]) -> list[Event]:
+        return broken(job, False, "error") if job.trial in (4, 5, 6) else events
+
+    studies = []
+    for number, executor in enumerate((FakeExecutor(script), FakeExecutor(script, 8), LastFirst(script, 8))):
+        views = run(executor, study=f"s{number}", trials=12, sampler="random", deterministic=True)
+        studies.append([(view.params, view.state, view.frozen.values) for view in views])
+    assert studies[0] == studies[1] == studies[2]
+    assert [view.state for view in views].count("failed") == 3
 
 
 # Seeds

@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial
 
 from search.export import export
+from search.plot import plot
+from search.report import report
+from search.run import run as search_run
 from search.storage import experimental, open_study
 from search.study_table import study_table
+from search.sync import sync
 from search.table_file import Table, from_cell, read_table, to_cell, write_table
 from tests.search.conftest import Outcome
 from tests.search.test_cli_errors import FAILURE, USAGE, fails
@@ -139,6 +143,64 @@ def test_an_import_that_fails_leaves_no_study(run_sqlite: Runs, command: Call, m
         patch.setattr(optuna.Study, "add_trial", interrupted)
         assert command(search_import, "tiny.csv", "--study", "copy").code == 130
     assert command(search_import, "tiny.csv", "--study", "copy").code == 0
+
+
+@pytest.mark.parametrize("attribute", ["identity", "uid", "finalists"])
+def test_an_import_killed_between_attributes_leaves_a_study_that_all_commands_refuse(
+    run_sqlite: Runs,
+    command: Call,
+    fails: Callable[..., str],
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    attribute: str,
+) -> None:
+    """What came before the kill stays, as nothing can clear it away: here also what an import does when it fails."""
+    run_sqlite(FakeExecutor(), trials=3)
+    study = open_study("sqlite:///studies/tiny/study.db", "tiny")
+    study.set_user_attr("finalists", {})
+    assert set(study.user_attrs) == {"identity", "uid", "finalists"}
+    command(export, "--study", "tiny", "--all", "-o", "tiny.csv")
+    set_user_attr = optuna.Study.set_user_attr
+
+    def killed(study: optuna.Study, name: str, value: Any) -> None:
+        if name == attribute:
+            raise Killed
+        set_user_attr(study, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "set_user_attr", killed)
+        patch.setattr(optuna, "delete_study", lambda **_: None)
+        with pytest.raises(Killed):
+            command(search_import, "tiny.csv", "--study", "copy")
+    refused_by_all(fails, "copy", tracking_uri)
+    assert command(search_import, "tiny.csv", "--study", "again").code == 0
+    assert open_study("sqlite:///studies/again/study.db", "again").user_attrs.keys() == study.user_attrs.keys()
+
+
+def refused_by_all(fails: Callable[..., str], name: str, tracking_uri: str) -> None:
+    """With one line, the same for every command."""
+    line = (
+        f"study '{name}' in sqlite:///studies/{name}/study.db does not say what it was made with: another program made "
+        "it, or its import was cut short; give another --study, or import it again under another name"
+    )
+    for called, *arguments in (
+        (report,),
+        (export, "-o", "best.yaml"),
+        (export, "--all", "-o", "all.csv"),
+        (plot, "-o", "front.png"),
+        (sync, "--tracking-uri", tracking_uri),
+        (search_run, "--space", "tiny", "--executor", "inline"),
+    ):
+        assert fails(USAGE, called, "--study", name, *arguments) == line, called.name
+    warm = (search_run, "--space", "tiny", "--executor", "inline", "--study", "warm", "--warm-start", name)
+    assert fails(USAGE, *warm) == line
+
+
+def test_a_study_of_another_program_is_refused(workspace: Path, fails: Callable[..., str], tracking_uri: str) -> None:
+    Path("studies/theirs").mkdir(parents=True)
+    theirs = optuna.create_study(study_name="theirs", storage="sqlite:///studies/theirs/study.db")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    refused_by_all(fails, "theirs", tracking_uri)
 
 
 # Cells and files

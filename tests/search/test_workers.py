@@ -19,14 +19,15 @@ from search import pace, ray_workers
 from search.config import study_config
 from search.data import Dataset
 from search.errors import Failure, UsageError
-from search.jobs import Job, Worker
+from search.jobs import Worker
 from search.packages import code_digest
 from search.placement import Node, Placement
 from search.ray_workers import RayExecutor, actor_options
 from search.training import EpochRecord
-from search.workers import Broken, Event, Executor, Finished, InlineExecutor, Progress
+from search.workers import Broken, Event, Finished, InlineExecutor, Progress
 from spaces import DataSpec
-from tests.search.tiny import tiny_candidate
+from tests.search.tiny import Runs, finish
+from tests.search.tiny import long_job as job
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_GPUS = 2  # that Ray believes in
@@ -65,18 +66,6 @@ def executor(shared_executor: RayExecutor) -> RayExecutor:
     while not shared_executor.has_room():
         assert shared_executor.wait(10.0) == []
     return shared_executor
-
-
-def job(until_epoch: int = 2, checkpoint: bytes | None = None, trial: int = 0, **params: Any) -> Job:
-    return Job(trial, tiny_candidate(epochs=100_000, **params), 7 + trial, until_epoch, checkpoint)
-
-
-def finish(executor: Executor, num_jobs: int = 1) -> list[Event]:
-    """Everything that happens until so many jobs have ended."""
-    events: list[Event] = []
-    while sum(not isinstance(event, Progress) for event in events) < num_jobs:
-        events += executor.wait(10.0)
-    return events
 
 
 def refilled(executor: RayExecutor) -> list[Any]:
@@ -131,6 +120,26 @@ def test_ray_and_inline_give_the_same(executor: RayExecutor, dataset: Dataset) -
     assert resumed == outcome(finish(inline))
     assert [record[0] for record in resumed[:-1]] == [3, 4]
     assert executor.wait(0.0) == inline.wait(0.0) == []
+
+
+def test_a_deterministic_study_is_the_same_with_one_worker_and_with_two(
+    executor: RayExecutor, run: Runs, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two objectives, real training: the same trials in the same order, with the same values. TPE's models ask last."""
+    monkeypatch.setattr(RayExecutor, "_nodes", lambda executor: [Node(2, 0)])
+    studies = []
+    with contextlib.closing(RayExecutor(study_config(workers=1, gpus_per_trial=0.0), dataset)) as alone:
+        for name, each in (("one", alone), ("two", executor)):
+            views = run(each, study=name, trials=18, deterministic=True)
+            studies.append(
+                [
+                    (view.number, view.params, view.state, view.frozen.values, view.attrs.get("stopped_at_rung"))
+                    for view in views
+                ]
+            )
+    assert studies[0] == studies[1]
+    assert sum(view.counts for view in views) == 18
+    assert {view.epoch for view in views if view.state == "complete"} == {1, 3, 9}
 
 
 def test_what_a_job_cannot_do_is_told_without_a_retry(executor: RayExecutor, dataset: Dataset) -> None:

@@ -171,6 +171,24 @@ class FakeExecutor:
         return "pretended"
 
 
+def finish(executor: Executor, num_jobs: int = 1) -> list[Event]:
+    """Everything that happens until so many jobs have ended."""
+    events: list[Event] = []
+    while sum(not isinstance(event, Progress) for event in events) < num_jobs:
+        events += executor.wait(10.0)
+    return events
+
+
+def long_job(until_epoch: int = 2, checkpoint: bytes | None = None, trial: int = 0, **params: Value) -> Job:
+    """Part of a training that would take hours."""
+    return Job(trial, tiny_candidate(epochs=100_000, **params), 7 + trial, until_epoch, checkpoint)
+
+
+def no_warning(line: str) -> None:
+    """For what warns where nothing is to be warned of."""
+    raise AssertionError(line)
+
+
 def broken(job: Job, retry: bool, cause: str = "worker died") -> list[Event]:
     """A job that ends after an epoch."""
     return [Progress(job, measured(job, 1)), Broken(job, cause, f"{cause} in a test", retry)]
