@@ -250,6 +250,15 @@ PYBIND11_MODULE(_native, module) {
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
+    // As torch's allocators tell it on a GPU, for one except clause; torch is loaded where its tensors are computed on.
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) std::rethrow_exception(thrown);
+        } catch (const std::bad_alloc&) {
+            PyErr_SetString(py::module_::import("torch").attr("OutOfMemoryError").ptr(),
+                            "out of memory in a native kernel on the CPU: use a smaller batch or fewer threads");
+        }
+    });
     module.doc() = "Native kernels of convlogic_core: batch-innermost memory, raw addresses, int64 sizes.";
 
     module.def("supported_isas", &supported_isas);
