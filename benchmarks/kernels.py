@@ -1,4 +1,4 @@
-"""Time of each op of a preset, forward and backward, on the CPU: which of them is how far from the machine's limits.
+"""Time of each op of a preset, forward and backward: on the CPU also how far from the machine's limits each is.
 
     python -m benchmarks.kernels --preset mnist_s --batch 128 --json kernels.json
 
@@ -31,66 +31,71 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    limits = measure_limits(arguments.threads)
+    limits = measure_limits(arguments.threads) if arguments.device == "cpu" else None
     report = circumstances(arguments.threads) | {
         "preset": arguments.preset,
         "batch": arguments.batch,
-        "multiply_adds_per_second": limits.multiply_adds,
-        "bytes_per_second": limits.bytes,
+        "device": arguments.device,
     }
-    print(
-        f"{report['machine']}, {arguments.threads} threads, kernels {report['native']}: "
-        f"{limits.multiply_adds / 1e9:.1f} G multiply-adds/s, {limits.bytes / 1e9:.1f} GB/s copied"
-    )
+    print(f"{report['machine']}, {arguments.threads} threads, kernels {report['native']}, device {arguments.device}")
+    if limits:
+        report |= {"multiply_adds_per_second": limits.multiply_adds, "bytes_per_second": limits.bytes}
+        print(f"{limits.multiply_adds / 1e9:.1f} G multiply-adds/s, {limits.bytes / 1e9:.1f} GB/s copied")
     print(f"{arguments.preset}, batch {arguments.batch}; n={arguments.repeats}, median and minimum")
     results = []
-    for name, work, num_bytes, call in kernels(arguments.preset, arguments.batch):
+    for name, work, num_bytes, call in kernels(arguments.preset, arguments.batch, torch.device(arguments.device)):
         seconds = timed(call, arguments.repeats)
         median = statistics.median(seconds)
-        shares = work / median / limits.multiply_adds, num_bytes / median / limits.bytes
-        results.append(
-            {
-                "kernel": name,
-                "median_us": 1e6 * median,
-                "min_us": 1e6 * min(seconds),
-                "n": len(seconds),
-                "multiply_adds": work,
-                "bytes": num_bytes,
-                "share_of_multiply_adds": shares[0],
-                "share_of_bytes": shares[1],
-            }
-        )
-        print(
-            f"{name:32} {1e6 * median:9.0f} us {1e6 * min(seconds):9.0f} us  "
-            f"{1e6 * median / arguments.batch:7.2f} us an image  "
-            f"{shares[0]:6.1%} of multiply-adds {shares[1]:6.1%} of bandwidth"
-        )
+        row: dict[str, object] = {
+            "kernel": name,
+            "median_us": 1e6 * median,
+            "min_us": 1e6 * min(seconds),
+            "n": len(seconds),
+            "multiply_adds": work,
+            "bytes": num_bytes,
+        }
+        line = f"{name:32} {1e6 * median:9.0f} us {1e6 * min(seconds):9.0f} us  "
+        line += f"{1e6 * median / arguments.batch:7.2f} us an image"
+        if limits:
+            shares = work / median / limits.multiply_adds, num_bytes / median / limits.bytes
+            row |= {"share_of_multiply_adds": shares[0], "share_of_bytes": shares[1]}
+            line += f"  {shares[0]:6.1%} of multiply-adds {shares[1]:6.1%} of bandwidth"
+        results.append(row)
+        print(line)
     if arguments.json:
         arguments.json.write_text(json.dumps(report | {"results": results}, indent=2) + "\n")
 
 
 def timed(call: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each call after two warm-up calls."""
+    """Seconds of each call after two warm-up calls; of a GPU's until it is done."""
     call()
     call()
     seconds = []
     for _ in range(repeats):
+        synchronize()
         start = time.perf_counter()
         call()
+        synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def kernels(preset: str, batch: int) -> Iterator[tuple[str, int, int, Callable[[], object]]]:
+def synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def kernels(preset: str, batch: int, device: torch.device) -> Iterator[tuple[str, int, int, Callable[[], object]]]:
     """Name, multiply-adds, bytes and call of every op, on activations as they come from the layer before."""
     spec = PRESETS[preset]
-    model = build_model(spec, seed=0)
+    model = build_model(spec, seed=0).to(device)
     stack = plain_stack(model)
     assert stack is not None
-    images = (torch.rand(batch, *spec.input_shape) > 0.8).to(torch.uint8)
+    images = (torch.rand(batch, *spec.input_shape) > 0.8).to(torch.uint8).to(device)
     x = images.float().movedim(0, -1).contiguous().movedim(-1, 0)
     for number, block in enumerate(stack.conv, 1):
         coefficients = block.coefficients().detach().requires_grad_()
@@ -122,7 +127,7 @@ def kernels(preset: str, batch: int) -> Iterator[tuple[str, int, int, Callable[[
         yield f"dense {number} forward", 3 * y.numel(), 4 * (x.numel() + y.numel()), dense
         yield f"dense {number} backward", 7 * y.numel(), 4 * (2 * x.numel() + y.numel()), backward_of(y)
         x = y
-    wiring = forest_of(stack.dense)
+    wiring = forest_of(stack.dense) if device.type == "cpu" else None  # an op of the CPU alone
     if wiring:
         coefficients = torch.cat([layer.coefficients() for layer in stack.dense]).detach().requires_grad_()
 
@@ -149,6 +154,7 @@ def whole_network(
     """What the training loop calls instead of the ops above."""
     network = NativeNetwork.of(model, images.shape[1:])
     if network is None:
+        yield "packed discrete evaluation", 0, images.numel(), lambda: packed_predict(model.eval(), images)
         return
     labels, rows = torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
@@ -169,7 +175,8 @@ def whole_network(
 
 def backward_of(y: Tensor) -> Callable[[], object]:
     """Backward from y alone, to the tensors that it was computed from."""
-    grad_y = torch.randn(y.shape).movedim(0, -1).contiguous().movedim(-1, 0) if y.ndim > 1 else torch.randn(y.shape)
+    grad_y = torch.randn(y.shape, device=y.device)
+    grad_y = grad_y.movedim(0, -1).contiguous().movedim(-1, 0) if y.ndim > 1 else grad_y
     leaves = [leaf for leaf in leaves_of(y) if leaf.requires_grad]
     return lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True)
 

@@ -3,13 +3,16 @@
     python -m benchmarks.train_step --presets mnist_s --batches 128 512 --peer --json step.json
 
 Ways: "network" is the training loop's own, "layers" the plain PyTorch loop over the public layers, "torchlogix"
-(--peer) the same architecture in that package. Their steps are interleaved in one run; figures are of the median. On
-the CPU the multiply limit is measured in the same run (see `benchmarks.limits`). Memory is the growth of a process of
-its own in which one way made steps.
+(--peer) the same architecture in that package, on a GPU compiled by torch. Their steps are interleaved in one run;
+figures are of the median. On the CPU the limits of multiplication and of memory bandwidth are measured in the same run
+(see `benchmarks.limits`). Memory is, on the CPU, the growth of a process of its own in which one way made steps, on a
+GPU what torch allocated at most. A yardstick (--prototype) is a compiled program that runs before and after the steps
+and prints lines such as "... B=128 T=2 opt=16: best 2.5 ms = 50650 img/s", where opt is the logits of a gate.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from convlogic_core import PRESETS, ModelSpec, build_model
+from convlogic_core.parametrization import NUM_LOGITS
 from convlogic_core.training_step import LayerStep, training_step
 
 from .limits import activation_bytes, measure_limits, multiply_adds
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peer", action="store_true", help="time torchlogix in the same run")
     parser.add_argument("--memory", action="store_true", help="measure memory too, a process a way")
+    parser.add_argument("--prototype", type=Path, metavar="PATH", help="a yardstick program, run before and after")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--grow", metavar="WAY", help=argparse.SUPPRESS)  # the process that --memory starts
     arguments = parser.parse_args()
@@ -84,10 +89,13 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
     }
     if arguments.peer:
         steps["torchlogix", "softmax"] = make_step("torchlogix", scaled(PRESETS[name], k), batch, device)
+    prototype = run_prototype(arguments)
     times = time_interleaved(steps, arguments.seconds, device)
+    prototype += run_prototype(arguments)
     # afterwards: what it allocates and frees would lie between what the steps allocate
     limit = measure_limits(arguments.threads) if arguments.device == "cpu" else None
-    work = multiply_adds(next(iter(specs.values())))
+    spec = next(iter(specs.values()))
+    work, num_bytes = multiply_adds(spec), activation_bytes(spec)
     rows = []
     for (way, parametrization), seconds in times.items():
         median = statistics.median(seconds)
@@ -101,21 +109,32 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
             "n": len(seconds),
             "images_per_second": batch / median,
             "multiply_adds_per_image": work,
-            "activation_bytes_per_image": activation_bytes(next(iter(specs.values()))),
+            "activation_bytes_per_image": num_bytes,
         }
         if limit:
             row["limit_images_per_second"] = limit.multiply_adds / work
             row["share_of_limit"] = row["images_per_second"] / row["limit_images_per_second"]
+            row["share_of_bandwidth"] = row["images_per_second"] * num_bytes / limit.bytes
         if arguments.peer:
             row["times_torchlogix"] = statistics.median(times["torchlogix", "softmax"]) / median
         if arguments.memory:
-            row["memory_mb"] = grown_memory_mb(way, parametrization, name, k, batch, arguments.threads)
+            row["memory_mb"] = (
+                allocated_mb(way, specs[parametrization], batch, device)
+                if device.type == "cuda"
+                else grown_memory_mb(way, parametrization, name, k, batch, arguments.threads)
+            )
+        rates = prototype_rates(prototype, batch, arguments.threads, NUM_LOGITS[parametrization])
+        if rates:
+            row["prototype_images_per_second"] = max(rates)
+            row["times_prototype"] = batch / min(seconds) / max(rates)  # best against best
         rows.append(row)
         print(
             f"{row['preset']:20} batch {batch:<5} {way:10} {parametrization:8} median {row['median_ms']:8.2f} ms  "
             f"min {row['min_ms']:8.2f} ms  n={row['n']:<4} {row['images_per_second']:8,.0f} images/s"
             + (f"  {row['share_of_limit']:6.1%} of the multiply limit" if limit else "")
+            + (f"  {row['share_of_bandwidth']:6.1%} of the bandwidth" if limit else "")
             + (f"  {row['times_torchlogix']:6.1f}x torchlogix" if arguments.peer else "")
+            + (f"  {row['times_prototype']:5.2f}x the prototype" if rates else "")
             + (f"  {row['memory_mb']:,.0f} MB" if arguments.memory else ""),
             flush=True,
         )
@@ -148,6 +167,8 @@ def make_step(
     generator = torch.Generator().manual_seed(0)
     x, y = (tensor.to(device) for tensor in data or data_of(spec))
     model = (torchlogix_model(spec) if way == "torchlogix" else build_model(spec, seed=0)).to(device)
+    if way == "torchlogix" and device.type == "cuda":
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
     step = (training_step if way == "network" else LayerStep)(model, optimizer, x, y)
     return lambda: step(torch.randint(0, NUM_IMAGES, (batch,), generator=generator).to(device), 0.01)
@@ -178,6 +199,35 @@ def time_interleaved(
                     times[key].append(time.perf_counter() - start)
         turns += 1
     return times
+
+
+def run_prototype(arguments: argparse.Namespace) -> str:
+    """What the yardstick prints; nothing where there is none."""
+    if not arguments.prototype:
+        return ""
+    return subprocess.run([arguments.prototype.resolve()], check=True, capture_output=True, text=True).stdout
+
+
+def prototype_rates(output: str, batch: int, threads: int, num_logits: int) -> list[float]:
+    """Images a second in the lines of a yardstick's output that are of this batch, these threads and logits a gate."""
+    return [
+        float(found[1])
+        for line in output.splitlines()
+        if {f"B={batch}", f"T={threads}", f"opt={num_logits}:"} <= set(line.split())
+        and (found := re.search(r"= *([\d.]+) img/s", line))
+    ]
+
+
+def allocated_mb(way: str, spec: ModelSpec, batch: int, device: torch.device) -> float:
+    """Megabytes that torch had allocated on the GPU at most, beyond what was there, while one way made steps."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step = make_step(way, spec, batch, device)
+    for _ in range(5):
+        step()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 def memory_growth(way: str, spec: ModelSpec, batch: int) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer, check_conv
 from .network import LogicNetwork
+from .ops.output_size import window_positions
 from .parametrization import check_parametrization
 from .wiring import check_connections
 
@@ -128,9 +129,8 @@ def conv_shapes(block: ConvSpec, input_shape: tuple[int, int, int], name: str = 
         block.pool,
         name,
     )
-    height = (rows + 2 * block.padding - block.kernel) // block.stride + 1
-    width = (columns + 2 * block.padding - block.kernel) // block.stride + 1
-    if min(rows, columns) + 2 * block.padding < block.kernel or min(height, width) < block.pool:
+    height, width = window_positions((rows, columns), *((n, n) for n in (block.kernel, block.stride, block.padding)))
+    if min(height, width) < block.pool:
         raise ValueError(
             f"{name}: a {rows}x{columns} image with padding {block.padding} is too small for kernel {block.kernel} and "
             f"{block.pool}x{block.pool} pooling; use a smaller kernel, more padding or fewer blocks"

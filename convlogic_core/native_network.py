@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from .layer_step import LayerStep
 from .network import PlainStack, forest_of, plain_stack
 from .ops.backend import native, native_built, use_native, version_of
-from .ops.logic_tree import tree_output_size
+from .ops.output_size import tree_output_size
 from .premises import premises
 
 

@@ -13,7 +13,7 @@ from .layers import ConvLogicLayer, GroupSum, LogicLayer
 from .network import PlainStack, plain_stack
 from .ops import highest_class, pack_bits, packed_class_sums
 from .ops.backend import use_native
-from .ops.logic_tree import tree_output_size
+from .ops.output_size import tree_output_size
 from .ops.packed import dense_words, tree_words
 from .ops.packed_native import PackedStack
 

@@ -14,7 +14,7 @@ from benchmarks.simulate import simulated
 from benchmarks.stopping import Way, best_patience, worth
 from benchmarks.surrogate import Surrogate
 from benchmarks.table import RESULTS, circuit_table, counting_table, step_table, synthesis_table
-from benchmarks.train_step import scaled
+from benchmarks.train_step import prototype_rates, scaled
 from convlogic_core import PRESETS, ConvSpec, DenseSpec, ModelSpec
 from search.ladder import PATIENCE
 
@@ -39,6 +39,17 @@ def test_multiply_adds_of_one_tree_and_one_gate() -> None:
     # forward 16 windows of one gate; backward at 4 winners the gate's coefficients; two dense gates: 3 + 3 + 4 each
     assert multiply_adds(spec) == 16 * 3 + 4 * 3 + 2 * (3 + 3 + 4)
     assert activation_bytes(spec) == 16 * 4
+
+
+def test_a_yardstick_is_read_by_batch_and_threads() -> None:
+    output = """tile 32
+GV=2 (dense tile 32) B=128 T=2 opt=16: best 2.527 ms = 50650 img/s (median 49133)
+GV=1 (dense tile 16) B=128 T=2 opt=16: best 3.000 ms = 42666 img/s (median 40000)
+GV=2 (dense tile 32) B=128 T=1 opt=16: best 5.000 ms = 25600 img/s (median 25000)
+GV=2 (dense tile 32) B=128 T=2 opt=4: best 1.500 ms = 80000 img/s (median 79000)
+GV=2 (dense tile 32) B=512 T=2 opt=16: best 9.000 ms = 56888 img/s (median 55000)"""
+    assert prototype_rates(output, 128, 2, 16) == [50650.0, 42666.0]
+    assert prototype_rates(output, 12, 2, 16) == []
 
 
 def test_work_grows_with_the_width() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..gates import NUM_GATES
 from ..layers import ConvLogicLayer, GroupSum, LogicLayer
-from ..ops.logic_tree import tree_output_size
+from ..ops.output_size import tree_output_size
 
 Ints = npt.NDArray[np.int32]
 OR = 7

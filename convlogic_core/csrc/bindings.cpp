@@ -79,19 +79,29 @@ void set_isa(const std::string& wanted) {
     throw std::invalid_argument("instruction set \"" + wanted + "\" is not one this processor supports");
 }
 
-// The wiring of a forest, checked so that no kernel reads or leaves out a row.
+// The wiring of a forest, checked so that no kernel reads or leaves out a row. Made once, for many calls.
 struct ForestWiring {
+    int64_t features, trees, gates;
     std::vector<int32_t> leaves, gate_rows;
 
-    ForestWiring(const int64_t* leaf_indices, const int64_t* row_indices, int64_t trees, int64_t gates,
-                 int64_t features, int threads)
-        : leaves(
-              checked_indices("leaves", leaf_indices, trees, gates + 1, features, "features of the input", threads)) {
-        if (row_indices) gate_rows = checked_gate_rows(row_indices, trees, gates, threads);
+    ForestWiring(Address leaf_indices, Address row_indices, int64_t trees, int64_t gates, int64_t features)
+        : features(features),
+          trees(trees),
+          gates(gates),
+          leaves(checked_indices("leaves", pointer<int64_t>(leaf_indices), trees, gates + 1, features, "features")) {
+        if (row_indices) gate_rows = checked_gate_rows(pointer<int64_t>(row_indices), trees, gates);
     }
 
     const int32_t* rows() const { return gate_rows.empty() ? nullptr : gate_rows.data(); }
 
+    template <class Scalar>
+    Forest<Scalar> forest(const Scalar* x, const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory, int64_t batch,
+                          int64_t group, int threads) const {
+        const Scalar* ordered = in_order(coefficients, memory, threads);
+        return {x, ordered, leaves.data(), batch, features, trees, group, depth_of(gates), threads};
+    }
+
+private:
     // The coefficients tree after tree, as they are or collected in `memory`.
     template <class Scalar>
     const Scalar* in_order(const Scalar* coefficients, std::unique_ptr<Scalar[]>& memory, int threads) const {
@@ -106,47 +116,32 @@ struct ForestWiring {
     }
 };
 
-void logic_forest_forward(Address x, Address leaves, Address gate_rows, Address coefficients, Address y, int64_t batch,
-                          int64_t features, int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
+void logic_forest_forward(Address x, const ForestWiring& wiring, Address coefficients, Address y, int64_t batch,
+                          int64_t group, int itemsize, int threads) {
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
         std::unique_ptr<Scalar[]> memory;
-        const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
-                                    wiring.leaves.data(),
-                                    batch,
-                                    features,
-                                    trees,
-                                    group,
-                                    depth_of(gates),
-                                    threads};
+        const Forest<Scalar> forest =
+            wiring.forest(pointer<Scalar>(x), pointer<Scalar>(coefficients), memory, batch, group, threads);
         require_memory(CONVLOGIC_DISPATCH(forest_forward, forest, pointer<Scalar>(y)));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
 
-void logic_forest_backward(Address grad_y, Address x, Address leaves, Address gate_rows, Address coefficients,
-                           Address grad_x, Address grad_coefficients, Address partials, int64_t batch, int64_t features,
-                           int64_t trees, int64_t gates, int64_t group, int itemsize, int threads) {
-    const ForestWiring wiring(pointer<int64_t>(leaves), pointer<int64_t>(gate_rows), trees, gates, features, threads);
+void logic_forest_backward(Address grad_y, Address x, const ForestWiring& wiring, Address coefficients, Address grad_x,
+                           Address grad_coefficients, Address partials, int64_t batch, int64_t group, int itemsize,
+                           int threads) {
     const auto run = [&](auto scalar) {
         using Scalar = decltype(scalar);
         std::unique_ptr<Scalar[]> memory;
-        const Forest<Scalar> forest{pointer<Scalar>(x),
-                                    wiring.in_order(pointer<Scalar>(coefficients), memory, threads),
-                                    wiring.leaves.data(),
-                                    batch,
-                                    features,
-                                    trees,
-                                    group,
-                                    depth_of(gates),
-                                    threads};
+        const Forest<Scalar> forest =
+            wiring.forest(pointer<Scalar>(x), pointer<Scalar>(coefficients), memory, batch, group, threads);
         const ForestGradients<Scalar> gradients{pointer<Scalar>(grad_y), pointer<Scalar>(grad_x),
                                                 pointer<Scalar>(partials)};
         require_memory(CONVLOGIC_DISPATCH(forest_backward, forest, gradients));
-        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, trees, int(gates),
-                           forest.coefficients, wiring.rows(), threads, pointer<Scalar>(grad_coefficients));
+        CONVLOGIC_DISPATCH(sum_partials, gradients.partials, forest_blocks(batch).count, wiring.trees,
+                           int(wiring.gates), forest.coefficients, wiring.rows(), threads,
+                           pointer<Scalar>(grad_coefficients));
     };
     itemsize == 4 ? run(float()) : run(double());
 }
@@ -250,6 +245,15 @@ PYBIND11_MODULE(_native, module) {
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
+    // As torch's allocators tell it on a GPU, for one except clause; torch is loaded where its tensors are computed on.
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) std::rethrow_exception(thrown);
+        } catch (const std::bad_alloc&) {
+            PyErr_SetString(py::module_::import("torch").attr("OutOfMemoryError").ptr(),
+                            "out of memory in a native kernel on the CPU: use a smaller batch or fewer threads");
+        }
+    });
     module.doc() = "Native kernels of convlogic_core: batch-innermost memory, raw addresses, int64 sizes.";
 
     module.def("supported_isas", &supported_isas);
@@ -262,13 +266,15 @@ PYBIND11_MODULE(_native, module) {
     module.def("num_forest_blocks", [](int64_t batch) { return forest_blocks(batch).count; }, arg("batch"));
     module.def("num_tree_blocks", [](int64_t batch) { return tree_blocks(batch).count; }, arg("batch"));
 
-    module.def("logic_forest_forward", &logic_forest_forward, release_gil(), py::kw_only(), arg("x"), arg("leaves"),
-               arg("gate_rows"), arg("coefficients"), arg("y"), arg("batch"), arg("features"), arg("trees"),
-               arg("gates"), arg("group"), arg("itemsize"), arg("threads"));
+    py::class_<ForestWiring>(module, "ForestWiring")
+        .def(py::init<Address, Address, int64_t, int64_t, int64_t>(), py::kw_only(), arg("leaves"), arg("gate_rows"),
+             arg("trees"), arg("gates"), arg("features"))
+        .def_readonly("trees", &ForestWiring::trees);
+    module.def("logic_forest_forward", &logic_forest_forward, release_gil(), py::kw_only(), arg("x"), arg("wiring"),
+               arg("coefficients"), arg("y"), arg("batch"), arg("group"), arg("itemsize"), arg("threads"));
     module.def("logic_forest_backward", &logic_forest_backward, release_gil(), py::kw_only(), arg("grad_y"), arg("x"),
-               arg("leaves"), arg("gate_rows"), arg("coefficients"), arg("grad_x"), arg("grad_coefficients"),
-               arg("partials"), arg("batch"), arg("features"), arg("trees"), arg("gates"), arg("group"),
-               arg("itemsize"), arg("threads"));
+               arg("wiring"), arg("coefficients"), arg("grad_x"), arg("grad_coefficients"), arg("partials"),
+               arg("batch"), arg("group"), arg("itemsize"), arg("threads"));
     module.def("logic_tree_forward", &logic_tree_forward, release_gil(), py::kw_only(), arg("x"), arg("selection"),
                arg("coefficients"), arg("y"), arg("winner"), arg("batch"), arg("channels"), arg("image"),
                arg("kernels"), arg("gates"), arg("kernel"), arg("stride"), arg("padding"), arg("pool"), arg("itemsize"),

@@ -7,13 +7,14 @@
 
 namespace convlogic::CONVLOGIC_ISA {
 
-// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place, of x within
-// [-87, 88]: what lies outside is taken as the bound.
+// A vector's exponentials. In float: 2**n * exp(r), |r| <= ln(2)/2, to about two units in the last place; 0 below -87,
+// infinite above 88.
 template <class V>
 CONVLOGIC_INLINE V exp(V x) {
     if constexpr (sizeof(x[0]) == 4) {
         typedef int32_t Int __attribute__((vector_size(sizeof(V))));
-        x = x < -87.0f ? V{} - 87.0f : x;  // NaN stays
+        const V given = x;
+        x = x < -87.0f ? V{} - 87.0f : x;
         x = x > 88.0f ? V{} + 88.0f : x;
         constexpr float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer, in the low bits
         const V shifted = x * 1.44269504f + magic, n = shifted - magic;
@@ -25,8 +26,10 @@ CONVLOGIC_INLINE V exp(V x) {
         p = p * r + 0.5f;
         p = p * r + 1.0f;
         p = p * r + 1.0f;
-        const V y = (V)((Int)p + ((Int)shifted << 23));
-        return x == x ? y : x;
+        V y = (V)((Int)p + ((Int)shifted << 23));
+        y = given < -87.0f ? V{} : y;
+        y = given > 88.0f ? V{} + __builtin_inff() : y;
+        return given == given ? y : given;
     } else {
         for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = __builtin_exp(x[i]);
         return x;

@@ -23,26 +23,21 @@ inline std::string entry(const char* name, int64_t position, int64_t columns) {
 
 // Indices [rows][columns] as int32, each in [0, limit).
 inline std::vector<int32_t> checked_indices(const char* name, const int64_t* indices, int64_t rows, int64_t columns,
-                                            int64_t limit, const char* of_what, int threads = 1) {
-    const int64_t size = rows * columns;
+                                            int64_t limit, const char* of_what) {
     std::vector<int32_t> checked(size_t(rows * columns));
-    bool valid = true;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(&& : valid)
-    for (int64_t i = 0; i < size; ++i) {
-        checked[size_t(i)] = int32_t(indices[i]);
-        valid = valid && uint64_t(indices[i]) < uint64_t(limit);
-    }
-    for (int64_t i = 0; i < size && !valid; ++i)
-        if (uint64_t(indices[i]) >= uint64_t(limit))
+    for (int64_t i = 0; i < rows * columns; ++i) {
+        if (indices[i] < 0 || indices[i] >= limit)
             throw std::invalid_argument(entry(name, i, columns) + " = " + std::to_string(indices[i]) +
                                         " is outside the " + std::to_string(limit) + " " + of_what);
+        checked[size_t(i)] = int32_t(indices[i]);
+    }
     return checked;
 }
 
 // The rows of coefficients [trees][gates] of a forest's gates, each named once.
-inline std::vector<int32_t> checked_gate_rows(const int64_t* gate_rows, int64_t trees, int64_t gates, int threads = 1) {
+inline std::vector<int32_t> checked_gate_rows(const int64_t* gate_rows, int64_t trees, int64_t gates) {
     std::vector<int32_t> rows =
-        checked_indices("gate_rows", gate_rows, trees, gates, trees * gates, "rows of coefficients", threads);
+        checked_indices("gate_rows", gate_rows, trees, gates, trees * gates, "rows of coefficients");
     std::vector<uint8_t> used(rows.size());
     for (size_t i = 0; i < rows.size(); ++i)
         if (used[size_t(rows[i])]++)

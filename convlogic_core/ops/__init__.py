@@ -1,7 +1,7 @@
-"""One op a file: the plain-PyTorch reference, the registered custom op, its fake and its gradient.
+"""One op a file: the plain-PyTorch reference, the registered op (see `op`), its fake and its gradient.
 
-`implementation` chooses: "python" is the reference itself; "cpu" is the native extension; "auto" takes the
-native extension where the tensor lies on a CPU and the extension was built, the reference everywhere else.
+`implementation` chooses: "python" is the reference itself, "cpu" and "cuda" are the native extensions, whose device the
+tensors must lie on; "auto" takes the one of the tensors' device where it was built and runs, the reference elsewhere.
 """
 
 from .gate_coefficients import gate_coefficients

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .backend import batch_innermost, batch_innermost_empty, call_cuda, cuda
 from .fan_out import dense_fan_out, tree_fan_out
+from .output_size import tree_output_size
 
 MAX_INDEX: Final = 2**31 - 64  # rows are 32-bit numbers, rounded up to the next block
 LEAF_GRADIENT_BYTES: Final = 256 << 20  # workspace of logic_tree's backward; larger batches take several rounds
@@ -216,6 +217,23 @@ def _num_logits(logits: Tensor) -> int:
     return logits.shape[-1]
 
 
+def cuda_pack_bits(x: Tensor) -> Tensor:
+    """x (N, ...) uint8 -> words (..., S) int64; what is not one is a zero."""
+    x, size = x.contiguous(), -(-len(x) // 64)
+    words = x.new_empty((*x.shape[1:], size), dtype=torch.int64)
+    _check_limits("pack_bits", features=x[:1].numel())
+    call_cuda(
+        "pack_bits",
+        x.device,
+        x=x.data_ptr(),
+        words=words.data_ptr(),
+        images=len(x),
+        features=x[:1].numel(),
+        num_words=2 * size,  # the kernels' words are 32 images
+    )
+    return words
+
+
 def cuda_packed_dense(words: Tensor, indices_0: Tensor, indices_1: Tensor, gates: Tensor) -> Tensor:
     """words (F, S) int64, gates (O,) int64 numbers 0..15 -> (O, S); image n is bit n % 64 of word n // 64."""
     _check_limits("packed_dense", words=2 * words.shape[1], features=words.shape[0], gate_inputs=2 * len(gates))
@@ -246,7 +264,7 @@ def cuda_packed_tree(
 ) -> Tensor:
     """words (C, H, W, S) int64, selection (K, L) int32, gates (K, G) int64 -> (K, H', W', S); padding is zero bits."""
     words, gates = words.contiguous(), gates.contiguous()
-    size = [((words.shape[1 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1) // pool for axis in (0, 1)]
+    size = tree_output_size(words.shape[1:3], kernel, stride, padding, pool)
     out = words.new_empty(len(gates), *size, words.shape[3])
     shape = _tree_shape(words.movedim(-1, 0), gates, (0, len(gates), *size), stride, padding, pool)
     wiring = tree_fan_out(selection, words.shape[0], (kernel[0], kernel[1])).wiring

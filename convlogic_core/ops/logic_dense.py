@@ -9,9 +9,9 @@ import torch
 
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost_empty, check_tensors, use_native
-from .logic_forest import native_forest_backward, native_forest_forward
+from .logic_forest import native_forest_backward, native_forest_forward, new_native_wiring
 from .op import Op
-from .wiring_checks import check_dense
+from .wiring_checks import check_dense, prepared
 
 
 def reference_logic_dense(
@@ -66,8 +66,15 @@ def logic_dense(
 def _cpu_forward(
     x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor, coefficients: torch.Tensor
 ) -> torch.Tensor:
-    check_dense("logic_dense", indices_0, indices_1, x.shape[1])
-    return native_forest_forward(x, torch.stack((indices_0, indices_1), 1), None, coefficients)
+    return native_forest_forward(x, _native_wiring(x, indices_0, indices_1), coefficients)
+
+
+def _native_wiring(x: torch.Tensor, indices_0: torch.Tensor, indices_1: torch.Tensor) -> Any:
+    def prepare() -> Any:
+        check_dense("logic_dense", indices_0, indices_1, x.shape[1])
+        return new_native_wiring(torch.stack((indices_0, indices_1), 1), None, x.shape[1])
+
+    return prepared((indices_0, indices_1), ("dense", x.shape[1]), prepare)
 
 
 def _fake_forward(
@@ -85,8 +92,7 @@ def _cpu_backward(
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
-    leaves = torch.stack((indices_0, indices_1), 1)
-    return native_forest_backward(grad_y, x, leaves, None, coefficients, needs_grad_x)
+    return native_forest_backward(grad_y, x, _native_wiring(x, indices_0, indices_1), coefficients, needs_grad_x)
 
 
 def _fake_backward(

@@ -13,7 +13,7 @@ import torch
 
 from .backend import batch_innermost, batch_innermost_empty, check_tensors, native, use_native
 from .op import Op
-from .wiring_checks import check_indices, check_rows
+from .wiring_checks import check_indices, check_rows, prepared
 
 
 def reference_logic_forest(
@@ -78,6 +78,26 @@ def logic_forest(
     return y
 
 
+def _native_wiring(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor) -> Any:
+    def prepare() -> Any:
+        _check_wiring(x, leaves, gate_rows)
+        return new_native_wiring(leaves, gate_rows, x.shape[1])
+
+    return prepared((leaves, gate_rows), ("forest", x.shape[1]), prepare)
+
+
+def new_native_wiring(leaves: torch.Tensor, gate_rows: torch.Tensor | None, features: int) -> Any:
+    """What the native kernels take, which copies; gate_rows None means one row after the other."""
+    leaves, gate_rows = leaves.contiguous(), None if gate_rows is None else gate_rows.contiguous()
+    return native().ForestWiring(
+        leaves=leaves.data_ptr(),
+        gate_rows=0 if gate_rows is None else gate_rows.data_ptr(),
+        trees=leaves.shape[0],
+        gates=leaves.shape[1] - 1,
+        features=features,
+    )
+
+
 def _check_wiring(x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor) -> None:
     check_indices("logic_forest", "leaves", leaves, x.shape[1])
     check_rows("logic_forest", gate_rows)
@@ -110,27 +130,16 @@ def forest_wiring(
     return nodes, torch.cat(levels, 1)
 
 
-def native_forest_forward(
-    x: torch.Tensor,
-    leaves: torch.Tensor,
-    gate_rows: torch.Tensor | None,
-    coefficients: torch.Tensor,
-    group: int = 1,
-) -> torch.Tensor:
-    """The native kernel; gate_rows None means one row after the other."""
-    x, leaves, coefficients = batch_innermost(x), leaves.contiguous(), coefficients.contiguous()
-    gate_rows = None if gate_rows is None else gate_rows.contiguous()
-    y = batch_innermost_empty(x, len(leaves) // group)
+def native_forest_forward(x: torch.Tensor, wiring: Any, coefficients: torch.Tensor, group: int = 1) -> torch.Tensor:
+    """The native kernel on wiring that was prepared for it, by `new_native_wiring`."""
+    x, coefficients = batch_innermost(x), coefficients.contiguous()
+    y = batch_innermost_empty(x, wiring.trees // group)
     native().logic_forest_forward(
         x=x.data_ptr(),
-        leaves=leaves.data_ptr(),
-        gate_rows=0 if gate_rows is None else gate_rows.data_ptr(),
+        wiring=wiring,
         coefficients=coefficients.data_ptr(),
         y=y.data_ptr(),
         batch=x.shape[0],
-        features=x.shape[1],
-        trees=leaves.shape[0],
-        gates=leaves.shape[1] - 1,
         group=group,
         itemsize=x.element_size(),
         threads=torch.get_num_threads(),
@@ -139,34 +148,22 @@ def native_forest_forward(
 
 
 def native_forest_backward(
-    grad_y: torch.Tensor,
-    x: torch.Tensor,
-    leaves: torch.Tensor,
-    gate_rows: torch.Tensor | None,
-    coefficients: torch.Tensor,
-    needs_grad_x: bool,
-    group: int = 1,
+    grad_y: torch.Tensor, x: torch.Tensor, wiring: Any, coefficients: torch.Tensor, needs_grad_x: bool, group: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
-    grad_y, x = batch_innermost(grad_y), batch_innermost(x)
-    leaves, coefficients = leaves.contiguous(), coefficients.contiguous()
-    gate_rows = None if gate_rows is None else gate_rows.contiguous()
+    grad_y, x, coefficients = batch_innermost(grad_y), batch_innermost(x), coefficients.contiguous()
     grad_x = batch_innermost_empty(x, x.shape[1]) if needs_grad_x else x.new_empty(0)
     grad_coefficients = torch.empty_like(coefficients)
     partials = x.new_empty(native().num_forest_blocks(x.shape[0]), *coefficients.shape)
     native().logic_forest_backward(
         grad_y=grad_y.data_ptr(),
         x=x.data_ptr(),
-        leaves=leaves.data_ptr(),
-        gate_rows=0 if gate_rows is None else gate_rows.data_ptr(),
+        wiring=wiring,
         coefficients=coefficients.data_ptr(),
         grad_x=grad_x.data_ptr() if needs_grad_x else 0,
         grad_coefficients=grad_coefficients.data_ptr(),
         partials=partials.data_ptr(),
         batch=x.shape[0],
-        features=x.shape[1],
-        trees=leaves.shape[0],
-        gates=leaves.shape[1] - 1,
         group=group,
         itemsize=x.element_size(),
         threads=torch.get_num_threads(),
@@ -177,8 +174,7 @@ def native_forest_backward(
 def _cpu_forward(
     x: torch.Tensor, leaves: torch.Tensor, gate_rows: torch.Tensor, coefficients: torch.Tensor, group: int
 ) -> torch.Tensor:
-    _check_wiring(x, leaves, gate_rows)
-    return native_forest_forward(x, leaves, gate_rows, coefficients, group)
+    return native_forest_forward(x, _native_wiring(x, leaves, gate_rows), coefficients, group)
 
 
 def _fake_forward(
@@ -196,7 +192,7 @@ def _cpu_backward(
     needs_grad_x: bool,
     group: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return native_forest_backward(grad_y, x, leaves, gate_rows, coefficients, needs_grad_x, group)
+    return native_forest_backward(grad_y, x, _native_wiring(x, leaves, gate_rows), coefficients, needs_grad_x, group)
 
 
 def _fake_backward(

@@ -12,6 +12,7 @@ from torch.nn.functional import max_pool2d, pad
 from . import cuda
 from .backend import CUDA_DTYPES, batch_innermost, batch_innermost_empty, check_tensors, native, use_native
 from .op import Op
+from .output_size import tree_output_size
 from .wiring_checks import check_selection
 
 
@@ -92,31 +93,6 @@ def logic_tree(
     y: torch.Tensor
     y, _ = _forward(x, selection, coefficients, kernel, stride, padding, pool)
     return y
-
-
-def tree_output_size(
-    image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], pool: int
-) -> tuple[int, int]:
-    """H' and W' of a tree convolution, pooling included.
-
-    Raises:
-        ValueError: sizes that cannot be, or an image smaller than the kernel or than the pooling window.
-    """
-    if min(kernel) < 1 or max(kernel) > 256 or min(stride) < 1 or min(padding) < 0 or pool not in (1, 2):
-        raise ValueError(
-            f"a tree convolution needs kernel 1..256, stride >= 1, padding >= 0 and pool 1 or 2; "
-            f"got kernel={kernel}, stride={stride}, padding={padding}, pool={pool}"
-        )
-    # a window that does not fit gives less than one position whatever the stride: -1 // stride is -1
-    height, width = (
-        ((size + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1) // pool for axis, size in enumerate(image)
-    )
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"an image of {image[0]}x{image[1]} with padding {padding} is too small for kernel {kernel}, "
-            f"stride {stride} and pool {pool}: use fewer blocks, a smaller kernel or more padding"
-        )
-    return height, width
 
 
 def _cpu_forward(

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..gates import GATE_TABLE, NUM_GATES
 from . import cuda
 from .backend import native, use_native
-from .logic_tree import tree_output_size
+from .output_size import tree_output_size
 from .packed_native import PackedStack
 from .wiring_checks import check_dense, check_indices, check_selection
 
@@ -32,18 +32,22 @@ def pack_bits(x: torch.Tensor, implementation: str = "auto") -> torch.Tensor:
         (..., W) int64; unused bits are zero.
 
     Raises:
-        ValueError: another dtype, no dimension, or a value that is neither 0 nor 1.
+        ValueError: another dtype, no dimension, or a value that is neither 0 nor 1. (The CUDA kernel does not wait: it
+            takes what is not one for a zero.)
     """
     if x.ndim == 0 or not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
         raise ValueError(f"pack_bits needs (N, ...) uint8, bool or floating-point, got {x.dtype} {tuple(x.shape)}")
+    kernel = use_native(implementation, x.new_empty(0, dtype=torch.uint8), (torch.uint8,), (torch.uint8,))
     if x.dtype not in (torch.uint8, torch.bool):
         bits = x == 1
-        if not (bits | (x == 0)).all():
+        if not (kernel and x.is_cuda) and not (bits | (x == 0)).all():
             raise ValueError("pack_bits takes zeros and ones only, and found another value: round or encode the input")
         x = bits
     x = x.view(torch.uint8)
-    if not use_native(implementation, x, (torch.uint8,)):
+    if not kernel:
         return reference_pack_bits(x)
+    if x.is_cuda:
+        return cuda.cuda_pack_bits(x)
     x = x.contiguous()
     words = x.new_empty((*x.shape[1:], _num_words(len(x))), dtype=torch.int64)
     native().pack_bits(

@@ -6,7 +6,8 @@ Shape letters: O gates, K kernels or trees, L leaves, G gates a tree.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .backend import version_of
 
-_checked: Final = WeakTensorKeyDictionary()  # the last rule that a tensor has passed, and its version then
+
+class _Entry(NamedTuple):
+    versions: list[object]
+    others: list[ref[Tensor]]  # the rest of the wiring
+    made: Any
+
+
+_kept: Final = WeakTensorKeyDictionary()  # of each tensor, entries by rule
 
 
 def check_indices(op: str, name: str, indices: Tensor, limit: int, of_what: str = "features") -> None:
@@ -83,12 +91,20 @@ def _check_range(name: str, indices: Tensor, limit: int, of_what: str) -> None:
 
 
 def _once(wiring: Tensor, rule: tuple[object, ...], check: Callable[[], None]) -> None:
-    if torch.compiler.is_compiling():  # values are not known yet
-        return
-    passed = rule, version_of(wiring)
-    if _checked.get(wiring) == passed:
-        return
-    if wiring.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not torch.compiler.is_compiling():  # values are not known there
+        prepared((wiring,), rule, check)
+
+
+def prepared(wiring: tuple[Tensor, ...], rule: tuple[object, ...], prepare: Callable[[], Any]) -> Any:
+    """What `prepare` makes of this wiring, made once a version of it and kept as long as its first tensor lives."""
+    owner, *others = wiring
+    entries = _kept.setdefault(owner, {})
+    entry: _Entry | None = entries.get(rule)
+    versions = [version_of(tensor) for tensor in wiring]
+    if entry and entry.versions == versions and all(a() is b for a, b in zip(entry.others, others, strict=True)):
+        return entry.made
+    if owner.is_cuda and torch.cuda.is_current_stream_capturing():
         raise ValueError("wiring met for the first time while a CUDA graph is captured: run a step before the capture")
-    check()
-    _checked[wiring] = passed
+    made = prepare()
+    entries[rule] = _Entry(versions, [ref(other) for other in others], made)
+    return made

@@ -31,11 +31,13 @@ def test_parity(emulated, parametrization, num_logits, shape, scale):
 @pytest.mark.parametrize("num_logits", [4, 16])
 def test_any_order_of_threads_gives_the_same_bits(emulated, num_logits):
     logits = torch.randn(200, num_logits, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     results = []
     for order in (0, 1, 17):
         emulated(order)
-        results.append(cuda.cuda_coefficients_forward(logits))
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+        results.append((cuda.cuda_coefficients_forward(logits), cuda.cuda_coefficients_backward(weight, logits)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("num_logits", [4, 16])

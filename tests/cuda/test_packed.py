@@ -10,6 +10,7 @@ from convlogic_core.gates import GATE_TABLE
 from convlogic_core.ops import cuda
 from convlogic_core.ops.logic_dense import reference_logic_dense
 from convlogic_core.ops.logic_tree import reference_logic_tree
+from convlogic_core.ops.packed import reference_pack_bits
 
 IMAGES = [1, 64, 130, 300]
 
@@ -29,6 +30,21 @@ def unpack(words, num_images):
 
 def random_bits(*shape):
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("num_images", [0, *IMAGES])
+@pytest.mark.parametrize("shape", [(1,), (37,), (3, 7, 20), (0,)])
+def test_pack(emulated, num_images, shape):
+    bits = random_bits(num_images, *shape).to(torch.uint8)
+    for order in (0, 17):
+        emulated(order)
+        assert torch.equal(cuda.cuda_pack_bits(bits), reference_pack_bits(bits))
+    apart = bits.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert torch.equal(cuda.cuda_pack_bits(apart), reference_pack_bits(bits))
+
+
+def test_what_is_not_one_is_packed_as_zero(emulated):
+    assert cuda.cuda_pack_bits(torch.tensor([[1], [2], [0], [255]], dtype=torch.uint8)).tolist() == [[1]]
 
 
 @pytest.mark.parametrize("num_images", IMAGES)

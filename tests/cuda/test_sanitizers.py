@@ -18,6 +18,7 @@ TESTS = (
     "test_logic_tree.py::test_parity_over_geometry",
     "test_logic_tree.py::test_backward_in_rounds",
     "test_gate_coefficients.py::test_parity",
+    "test_packed.py::test_pack",
     "test_packed.py::test_dense",
     "test_packed.py::test_tree",
     "test_packed.py::test_class_sums",

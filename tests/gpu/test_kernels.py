@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convlogic_core.gates import GATE_TABLE
-from convlogic_core.ops import cuda, logic_dense, logic_tree
+from convlogic_core.ops import cuda, logic_dense, logic_tree, pack_bits
 from convlogic_core.ops.logic_tree import reference_logic_tree
 from convlogic_core.parametrization import soft_coefficients
 from tests.cuda import test_logic_dense as dense
@@ -124,6 +124,19 @@ def test_coefficients(name, num_logits):
     ours = cuda.cuda_coefficients_forward(logits), cuda.cuda_coefficients_backward(weight, logits)
     for result, exact in zip(ours, (expected, expected_grad), strict=True):
         torch.testing.assert_close(result.double().cpu(), exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_images", [1, 130, 5000])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
+def test_packing_waits_for_nothing(num_images, dtype):
+    bits = packed.random_bits(num_images, 3, 7, 8).to(torch.uint8)
+    x = bits.to(dtype).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        words = pack_bits(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(words.cpu(), packed.pack(bits))
 
 
 @pytest.mark.parametrize("num_images", [1, 64, 1000, 10000])

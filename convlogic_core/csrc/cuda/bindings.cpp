@@ -134,6 +134,13 @@ PYBIND11_MODULE(_cuda, module) {
         arg("num_logits"), arg("stream"));
 
     module.def(
+        "pack_bits",
+        [](Address x, Address words, int64_t images, int64_t features, int64_t num_words, Address stream) {
+            pack_bits(pointer<uint8_t>(x), pointer<uint32_t>(words), images, features, num_words, stream_of(stream));
+        },
+        release_gil(), py::kw_only(), arg("x"), arg("words"), arg("images"), arg("features"), arg("num_words"),
+        arg("stream"));
+    module.def(
         "packed_dense",
         [](Address words, Address wiring, Address gates, Address out, int64_t num_words, int64_t num_gates,
            Address stream) {

@@ -82,6 +82,9 @@ void coefficients_forward(const float* logits, int64_t gates, int num_logits, fl
 void coefficients_backward(const float* grad_coefficients, const float* logits, int64_t gates, int num_logits,
                            float* grad_logits, Stream);
 
+// Words [features][num_words] of bytes [images][features]; a byte that is not one is a zero, and so are unused bits.
+void pack_bits(const uint8_t* x, uint32_t* words, int64_t images, int64_t features, int64_t num_words, Stream);
+
 // Bits of 32 images a word. gates are numbers 0..15; words outside the image are zero.
 void packed_dense(const uint32_t* words, const int32_t* wiring, const int64_t* gates, uint32_t* out, int64_t num_words,
                   int64_t num_gates, Stream);

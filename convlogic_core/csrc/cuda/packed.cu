@@ -1,15 +1,31 @@
-// Discrete evaluation of packed bits, 32 images a word: the forward kernels over GF(2), and class sums.
+// Discrete evaluation of packed bits, 32 images a word: packing, the forward kernels over GF(2), and class sums.
 #include "dense_forward.h"
 #include "tree_forward.h"
 
 namespace convlogic::cuda {
 namespace {
 
+constexpr int pack_threads = 256;
 constexpr int word_bits = 32, sum_words = 32, sum_slices = 8;
 constexpr int num_planes = 8, max_counted = (1 << num_planes) - 1;
 
 const Bits* as_bits(const uint32_t* words) {
     return reinterpret_cast<const Bits*>(words);
+}
+
+// A thread makes the words of one feature that its grid row names; neighbours read neighbouring bytes.
+__global__ void __launch_bounds__(pack_threads) pack(const uint8_t* __restrict__ x, uint32_t* __restrict__ words,
+                                                     int64_t images, int64_t features, int64_t num_words) {
+    const int64_t feature = int64_t(blockIdx.x) * pack_threads + threadIdx.x;
+    if (feature >= features) return;
+    for (int64_t word = blockIdx.y; word < num_words; word += gridDim.y) {
+        const int64_t first = word * word_bits;
+        uint32_t bits = 0;
+#pragma unroll 8
+        for (int bit = 0; bit < word_bits; ++bit)
+            if (first + bit < images) bits |= uint32_t(x[(first + bit) * features + feature] == 1) << bit;
+        words[feature * num_words + word] = bits;
+    }
 }
 
 // A block takes 32 words of one class: thread (word, slice) counts every sum_slices-th of the class's features, first
@@ -58,6 +74,12 @@ __global__ void __launch_bounds__(sum_words* sum_slices)
 }
 
 }  // namespace
+
+void pack_bits(const uint8_t* x, uint32_t* words, int64_t images, int64_t features, int64_t num_words, Stream stream) {
+    const dim3 grid(unsigned(ceil_div(features, pack_threads)),
+                    unsigned(num_words < max_grid_y ? num_words : max_grid_y));
+    launch("pack_bits", pack, grid, pack_threads, stream, x, words, images, features, num_words);
+}
 
 void packed_dense(const uint32_t* words, const int32_t* wiring, const int64_t* gates, uint32_t* out, int64_t num_words,
                   int64_t num_gates, Stream stream) {
