@@ -241,7 +241,10 @@ def test_export_of_a_study_without_a_complete_trial(run_sqlite: Runs, fails: Cal
     assert "no complete trial yet" in fails(USAGE, export, "--study", "tiny", "-o", "best.yaml")
 
 
-def test_sync_of_what_is_not_there(study: Runs, fails: Callable[..., str], workspace: Path) -> None:
+def test_sync_of_what_is_not_there(
+    study: Runs, fails: Callable[..., str], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert "no study database at" in fails(USAGE, sync, "--study", "other")
     (workspace / "file").touch()
     assert "MLflow at" in fails(FAILURE, sync, "--study", "tiny", "--tracking-uri", "http://127.0.0.1:9")

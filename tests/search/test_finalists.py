@@ -154,7 +154,10 @@ def test_a_session_names_a_winner_and_tests_it(
     assert command(*call).code == 0
 
 
-def test_a_finalist_is_what_final_training_makes_of_the_trial(run_sqlite: Runs, command: Call, no_mlflow: None) -> None:
+def test_a_finalist_is_what_final_training_makes_of_the_trial(
+    run_sqlite: Runs, command: Call, no_mlflow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     searched = Searched(run_sqlite, finalists=1)
     searched.finish()
     winner = searched.finals.winner
