@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two real nodes."""
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that our actors' environment cannot use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
@@ -30,7 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_node_lost_in_the_midst_of_rungs(driver: Callable[..., ForkedDriver], cluster: Any) -> None:
-    options = ("--epochs", "90", "--limit-train", "60", "--trials", str(TRIALS))
+    options = ("--epochs", "270", "--limit-train", "60", "--trials", str(TRIALS))
     lost = driver("--address", cluster.address, *options)
     process = lost.start()
     epochs = lost.folder / "epochs.txt"
