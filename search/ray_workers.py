@@ -259,6 +259,8 @@ def actor_options(placement: Placement) -> dict[str, Any]:
 
 
 def _start(ray: Any) -> None:
+    # it would start a worker a core at once, which our actors cannot use: their environment is another
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -86,7 +86,6 @@ class ForkedDriver:
         arguments = (*self.arguments, "--study", self.study)
         arguments += ("--storage", self.storage) if self.storage else ()
         environment |= {"CONVLOGIC_TEST": self.mark, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        environment["RAY_prestart_worker_first_driver"] = "0"  # processes that ours, of another environment, cannot use
         process = CONTEXT.Process(target=_drive, args=(str(self.folder), arguments, fault, environment))
         process.start()
         self.started.append(process)
