@@ -19,6 +19,7 @@ def circumstances(threads: int) -> dict[str, object]:
         "torch": torch.__version__,
         "native": native().isa() if native_built() else None,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", "default"),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
     }
