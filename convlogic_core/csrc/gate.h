@@ -26,11 +26,11 @@ CONVLOGIC_GATE Value gate_slope_b(const Scalar* c, Value a) {
     return c[3] * a + c[2];
 }
 
-// Adds the gradients of the four coefficients: grad * (1, a, b, ab).
-template <class Value>
+// Adds the gradients of the four coefficients: grad * (1, a, b, ab); of the first only where it is wanted.
+template <bool with_first = true, class Value>
 CONVLOGIC_GATE void add_coefficient_gradients(Value (&sums)[4], Value grad, Value a, Value b) {
     const Value grad_a = grad * a;
-    sums[0] += grad;
+    if (with_first) sums[0] += grad;
     sums[1] += grad_a;
     sums[2] += grad * b;
     sums[3] += grad_a * b;

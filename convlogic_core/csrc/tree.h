@@ -52,11 +52,7 @@ struct GateSums {
 
     template <bool is_root>
     CONVLOGIC_INLINE void add(Vector<Scalar> grad, Vector<Scalar> a, Vector<Scalar> b) {
-        const Vector<Scalar> grad_a = grad * a;
-        if constexpr (is_root) sums[0] += grad;
-        sums[1] += grad_a;
-        sums[2] += grad * b;
-        sums[3] += grad_a * b;
+        add_coefficient_gradients<is_root>(sums, grad, a, b);
     }
 
     // Over all lanes.
