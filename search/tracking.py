@@ -101,8 +101,8 @@ class Tracker:
         """Whether its run, as it was found, shows it: the status comes after the tags, and they with all else."""
         run = self._runs.get(trial.number)
         return run is not None and (
-            (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status)
-            == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"))
+            (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status, run.info.end_time)
+            == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"), _end_ms(trial))
         )
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -168,11 +168,10 @@ class Tracker:
         _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":
-            end = trial.frozen.datetime_complete
             self._client.set_terminated(
                 run.info.run_id,
                 status=STATUS.get(trial.state, "FAILED"),
-                end_time=int(end.timestamp() * 1000) if end else None,
+                end_time=_end_ms(trial),
             )
 
     def _run_of(self, trial: TrialView) -> Run:
@@ -193,6 +192,12 @@ class Tracker:
         run = self._client.create_run(self._experiment, start_time=started_ms(trial), run_name=name, tags=tags)
         self._runs[trial.number] = run
         return run
+
+
+def _end_ms(trial: TrialView) -> int | None:
+    """When it was told, as this process's time zone has it."""
+    end = trial.frozen.datetime_complete
+    return int(end.timestamp() * 1000) if end else None
 
 
 def started_ms(trial: TrialView) -> int:
