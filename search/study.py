@@ -3,7 +3,6 @@
 Every decision is stored before it is acted upon, so that a driver killed at any moment is followed by one that goes on.
 """
 
-import copy
 import json
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from convlogic_core import raw_gates
 from spaces.candidate import Candidate
 from spaces.space import InputInfo, Known
 
+from .cached_storage import cached
 from .checkpoints import Checkpoints
 from .config import StudyConfig
 from .errors import Failure
@@ -73,7 +73,7 @@ class StudyDriver:
         executor: Executor,
         observers: list[Observer],
     ) -> None:
-        self.config, self.study, self.info = config, study, info
+        self.config, self.study, self.info = config, cached(study), info
         self.executor, self.observers = executor, observers
         self.space, self.rungs = config.search_space, config.budget.rungs
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
@@ -85,9 +85,9 @@ class StudyDriver:
         self._problem: str | None = None  # why no further trial is asked
         self._errors: dict[int, str | None] = {}  # of the session's last trials: None where one was no error
         self._stopping = False
-        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._ids = {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
         self._views: dict[int, TrialView] = {}  # of trials that are not told yet
-        views = trial_views(study, config.gates)
+        views = trial_views(self.study, config.gates)
         self._waiting = deque(view.number for view in views if view.state == "waiting")  # Optuna asks them first
         drawn = [view for view in views if view.state == "rejected" or view.candidate is not None]
         self._rejected_in_a_row = len([*takewhile(lambda view: view.state == "rejected", reversed(drawn))])
@@ -95,7 +95,7 @@ class StudyDriver:
         self._resolved = {_resolved(view.candidate): view.number for view in views if view.candidate is not None}
         used = {view.known for view in views}
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
-        self._starts: deque[Start] = deque(left_to_ask(study, views))
+        self._starts: deque[Start] = deque(left_to_ask(self.study, views))
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else float("inf")
         for view in views:
             for rung in self.rungs:
@@ -375,16 +375,14 @@ class StudyDriver:
         del self._views[number]  # nothing is asked about it any more
 
     def _view(self, number: int) -> TrialView:
-        """The trial as stored; read once, as this driver alone writes."""
+        """The trial as stored."""
         if number not in self._views:
             self._views[number] = TrialView(self.study._storage.get_trial(self._ids[number]), self.config.gates)
         return self._views[number]
 
     def _set_attr(self, number: int, name: str, value: object) -> None:
         self.study._storage.set_trial_user_attr(self._ids[number], name, value)
-        frozen = copy.copy(self._view(number).frozen)
-        frozen.user_attrs = frozen.user_attrs | {name: value}
-        self._views[number] = TrialView(frozen, self.config.gates)
+        self._views.pop(number, None)
 
     def _tell_observers(self, number: int) -> None:
         view = self._view(number)

@@ -1,0 +1,81 @@
+"""The trials that a driver holds in memory are the ones in the database, at any time."""
+
+from typing import Any
+
+import optuna
+import pytest
+
+from search.cached_storage import CachedStorage, cached
+from search.jobs import Job
+from search.storage import TrialView
+from search.study import StudyDriver
+from search.training import EpochRecord
+from search.workers import Event
+from tests.search.tiny import INFO, FakeExecutor, Runs, broken
+
+OPTIONS: dict[str, Any] = {"trials": 14, "gates": "total", "max_gates": 1300, "seed": 2}
+
+
+class Compare:
+    """Observer that reads the whole study anew whenever something happens."""
+
+    driver: StudyDriver
+    stored: optuna.Study
+
+    def __init__(self) -> None:
+        self.num_trials: list[int] = []
+
+    def trial_changed(self, trial: TrialView) -> None:
+        held = self.driver.study.get_trials()
+        assert held == self.stored.get_trials()
+        self.num_trials.append(len(held))
+
+    def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+def fails_once(job: Job, events: list[Event]) -> list[Event]:
+    return broken(job, False, "nan") if job.trial == 3 else events
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "qmc"])
+def test_what_is_held_is_what_is_stored(run_sqlite: Runs, sampler: str) -> None:
+    """Known, sampled, rejected, stopped, failed and infeasible trials, and those of an earlier session."""
+    for trials in (11, OPTIONS["trials"]):
+        config = run_sqlite.config(**{**OPTIONS, "trials": trials}, sampler=sampler)
+        compare = Compare()
+        compare.stored = run_sqlite.study(config)
+        study = run_sqlite.study(config)
+        compare.driver = StudyDriver(config, study, INFO, FakeExecutor(fails_once, num_workers=3), [compare])
+        compare.driver.run()
+        assert len(compare.num_trials) > 3
+    assert compare.num_trials[0] > 11
+
+
+def test_trials_are_read_once(run_sqlite: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a sampler looks at them."""
+    config = run_sqlite.config(**OPTIONS)
+    study = run_sqlite.study(config)
+    driver = StudyDriver(config, study, INFO, FakeExecutor(), [])
+    with monkeypatch.context() as patch:
+        patch.setattr(study._storage, "get_all_trials", None)
+        driver.run()
+    assert len(study.get_trials()) >= OPTIONS["trials"]
+
+
+def test_a_trial_in_hand_stays_as_it_was(run_sqlite: Runs) -> None:
+    study = cached(run_sqlite.study(run_sqlite.config()))
+    assert isinstance(study._storage, CachedStorage)
+    trial = study.ask()
+    before = study.get_trials(deepcopy=False)[0]
+    trial.suggest_int("k", 1, 8, log=True)
+    trial.set_user_attr("pair", (1, {2: 3}))
+    trial.set_constraint("gates", -1)
+    assert (before.params, before.user_attrs, before.constraints) == ({}, {}, {})
+    after = study.get_trials()[0]
+    assert (list(after.params), after.constraints) == (["k"], {"gates": -1.0})
+    assert after.user_attrs == {"pair": [1, {"2": 3}]}  # as JSON gives it back
+    study.tell(trial, [0.5, 10.0])
+    assert study.get_trials(deepcopy=False)[0].values == [0.5, 10.0]
+    assert after.state == optuna.trial.TrialState.RUNNING
