@@ -100,9 +100,13 @@ class Tracker:
     def _is_shown(self, trial: TrialView) -> bool:
         """Whether its run, as it was found, shows it: the status comes after the tags, and they with all else."""
         run = self._runs.get(trial.number)
-        return run is not None and (
-            (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status, run.info.end_time)
-            == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"), _end_ms(trial))
+        return (
+            run is not None
+            and bool(run.data.params)
+            and (
+                (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status, run.info.end_time)
+                == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"), _end_ms(trial))
+            )
         )
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -153,9 +157,10 @@ class Tracker:
         metrics: list[Metric] = []
         if trial.number not in self._logged:  # perhaps killed in between: what is there already stays as it is
             params = [Param(name, str(value)) for name, value in logged_params(trial).items()]
-            if trial.raw_gates is not None:
-                # Optuna's own time would be another one where the time zone has changed, and the metric be there twice
-                metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
+        is_measured = trial.epoch > 0 or trial.state != "running"  # a batch of one metric costs what one of fifty does
+        if is_measured and not self._logged.get(trial.number) and trial.raw_gates is not None:
+            # Optuna's own time would be another one where the time zone has changed, and the metric be there twice
+            metrics.append(Metric("gates/raw", trial.raw_gates, run.info.start_time, 0))
         metrics += _metrics([record for record in trial.records if record.epoch > self._logged.get(trial.number, 0)])
         tags = {"state": trial.state, TAG_LOGGED_EPOCH: str(trial.epoch)}
         for name in ("warm_start", "stopped_at_rung", "rejected"):
@@ -165,7 +170,9 @@ class Tracker:
             tags |= {"cause": trial.cause, "message": trial.message}
         if trial.is_infeasible:
             tags["infeasible"] = "True"
-        _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in tags.items()])
+        changed = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
+        _log(self._client, run.info.run_id, metrics, params, [RunTag(name, value) for name, value in changed.items()])
+        run.data.tags.update(changed)
         self._logged[trial.number] = trial.epoch
         if trial.state != "running":
             self._client.set_terminated(
@@ -178,7 +185,7 @@ class Tracker:
         """The trial's run, made where there is none."""
         run = self._runs.get(trial.number)
         if run is not None:
-            if TAG_LOGGED_EPOCH in run.data.tags:
+            if run.data.params and TAG_LOGGED_EPOCH in run.data.tags:
                 self._logged.setdefault(trial.number, int(run.data.tags[TAG_LOGGED_EPOCH]))
             return run
         tags = {
@@ -187,6 +194,8 @@ class Tracker:
             TAG_TRIAL: str(trial.number),
             "mlflow.parentRunId": self._parent,
             "known": trial.known or "",
+            "state": "running",
+            TAG_LOGGED_EPOCH: "0",
         }
         name = f"trial {trial.number}" + (f" ({trial.known})" if trial.known else "")
         run = self._client.create_run(self._experiment, start_time=started_ms(trial), run_name=name, tags=tags)

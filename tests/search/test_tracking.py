@@ -1,5 +1,6 @@
 """MLflow as a view: what it shows, that it can be told again and rebuilt, and that a search does without it."""
 
+import copy
 import shutil
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from optuna.trial import TrialState
 
 from search.data import Dataset
 from search.export import export
@@ -166,6 +168,46 @@ def test_a_store_that_missed_the_last_tag_gets_no_step_twice(tracked: Tracked) -
         for name, epochs in (("train/loss", range(1, view.epoch + 1)), ("gates/total", RUNGS)):
             steps = Counter(step for step, *_ in histories(tracked.uri, children[view.number]).get(name, []))
             assert steps == Counter(epoch for epoch in epochs if epoch <= view.epoch)
+
+
+def test_a_run_that_was_made_and_no_more_gets_its_parameters(
+    tracked: Tracked, empty_store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind each run's making: what its tags say does not count without parameters."""
+    (workspace / "other.db").write_bytes(empty_store.read_bytes())
+    other = f"sqlite:///{workspace}/other.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lambda *_, **__: None)
+        Tracker("tiny", tracked.uid, other, no_warning).sync(tracked.views)
+    assert all(child.data.tags["state"] == "running" for child in runs(other)[1].values())
+    Tracker("tiny", tracked.uid, other, no_warning).sync(tracked.views)
+    assert everything(other) == everything(tracked.uri)
+
+
+def test_raw_gates_come_with_the_first_epochs(
+    tracked: Tracked, empty_store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "other.db").write_bytes(empty_store.read_bytes())
+    tracker = Tracker("tiny", tracked.uid, f"sqlite:///{workspace}/other.db", no_warning)
+    view = tracked.views[0]
+    attrs = {name: value for name, value in view.attrs.items() if not name.startswith("rung_")}
+    sent = []
+    log_batch = MlflowClient.log_batch
+
+    def noted(client: MlflowClient, run_id: str, **data: Any) -> None:
+        sent.append((len(data["params"]) > 0, {metric.key for metric in data["metrics"]}))
+        log_batch(client, run_id, **data)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", noted)
+    for rungs in ((), (1,), (1, 3)):
+        frozen = copy.copy(view.frozen)
+        frozen.state, frozen.values, frozen.datetime_complete = TrialState.RUNNING, None, None
+        frozen.user_attrs = attrs | {f"rung_{rung}": view.attrs[f"rung_{rung}"] for rung in rungs}
+        tracker.trial_changed(TrialView(frozen, view.gate_count))
+    assert [params for params, _ in sent] == [True, False, False]
+    assert sent[0][1] == set()
+    assert sent[1][1] == {"gates/raw", *EPOCH_METRICS, *RUNG_METRICS}
+    assert "gates/raw" not in sent[2][1]
 
 
 def test_another_time_zone_changes_nothing(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
