@@ -24,7 +24,7 @@ from convlogic_core import (
 )
 from convlogic_core.native_network import NativeNetwork, NetworkStep
 from convlogic_core.ops.backend import native, native_built
-from convlogic_core.training_step import LayerStep, training_step
+from convlogic_core.training_step import PlainStep, training_step
 
 pytestmark = pytest.mark.skipif(not native_built(), reason="native steps need the extension")
 SPEC = ModelSpec(
@@ -76,7 +76,7 @@ def check_same_gradients(
     for model in (of_layers, of_network):
         set_estimator(model, estimator)
     expected, expected_loss = adamw(of_layers), torch.zeros(())
-    expected_loss = LayerStep(of_layers, expected, x, y)(rows, 0.05)
+    expected_loss = PlainStep(of_layers, expected, x, y)(rows, 0.05)
     step, optimizer = native_step(of_network, x, y)
     loss = step(rows, 0.05)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
@@ -165,7 +165,7 @@ def test_weights_do_not_depend_on_the_number_of_threads(parametrization: str) ->
 def test_training_agrees_with_the_layers_over_steps() -> None:
     x, y = data(SPEC)
     of_layers, of_network = build_model(SPEC, 3), build_model(SPEC, 3)
-    layers, (network, _) = LayerStep(of_layers, adamw(of_layers), x, y), native_step(of_network, x, y)
+    layers, (network, _) = PlainStep(of_layers, adamw(of_layers), x, y), native_step(of_network, x, y)
     rows = torch.arange(len(x))
     for number in range(10):
         a, b = layers(rows, 0.05 / (1 + number)), network(rows, 0.05 / (1 + number))
@@ -179,8 +179,8 @@ def test_steps_may_change_between_network_and_layers() -> None:
     rows = torch.arange(60)
     model, expected = build_model(SPEC, 3), build_model(SPEC, 3)
     step, optimizer = native_step(model, x, y)
-    other = LayerStep(expected, adamw(expected), x, y)
-    for way in (step, LayerStep(model, optimizer, x, y), step):
+    other = PlainStep(expected, adamw(expected), x, y)
+    for way in (step, PlainStep(model, optimizer, x, y), step):
         torch.testing.assert_close(way(rows, 0.02), other(rows, 0.02), rtol=1e-4, atol=1e-4)
     assert all(int(optimizer.state[p]["step"]) == 3 for p in model.parameters())
 
@@ -199,7 +199,7 @@ def test_a_new_estimator_or_new_weights_are_seen() -> None:
         twin = build_model(SPEC, 3)
         twin.load_state_dict(model.state_dict())
         set_estimator(twin, model[0].estimator)
-        torch.testing.assert_close(step(rows, 0.1), LayerStep(twin, adamw(twin), x, y)(rows, 0.1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step(rows, 0.1), PlainStep(twin, adamw(twin), x, y)(rows, 0.1), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_those_of_the_soft_model() -> None:
@@ -221,7 +221,7 @@ def test_gumbel_goes_through_the_layers() -> None:
     torch.manual_seed(0)
     loss = step(torch.arange(20), 0.1)
     torch.manual_seed(0)
-    assert torch.equal(loss, LayerStep(twin, adamw(twin), x, y)(torch.arange(20), 0.1))
+    assert torch.equal(loss, PlainStep(twin, adamw(twin), x, y)(torch.arange(20), 0.1))
 
 
 def stack(**dense: object) -> nn.Sequential:
@@ -237,18 +237,18 @@ def test_other_models_go_through_the_layers() -> None:
         return type(training_step(model, adamw(model), x, y))
 
     assert kind(stack()) is NetworkStep
-    assert kind(stack(implementation="python")) is LayerStep
-    assert kind(stack(grad_factor=2.0)) is LayerStep
-    assert kind(stack().double()) is LayerStep
-    assert kind(nn.Sequential(*stack(), nn.Identity())) is LayerStep
+    assert kind(stack(implementation="python")) is PlainStep
+    assert kind(stack(grad_factor=2.0)) is PlainStep
+    assert kind(stack().double()) is PlainStep
+    assert kind(nn.Sequential(*stack(), nn.Identity())) is PlainStep
     hooked = stack()
     hooked[0].register_forward_hook(lambda *_: None)
-    assert kind(hooked) is LayerStep
+    assert kind(hooked) is PlainStep
     frozen = stack()
     frozen[0].weights.requires_grad_(False)
-    assert kind(frozen) is LayerStep
+    assert kind(frozen) is PlainStep
     wide = nn.Sequential(ConvLogicLayer(2, 4), nn.Flatten(), LogicLayer(80, 60), LogicLayer(60, 60), GroupSum(3, 2.0))
-    assert kind(wide) is LayerStep  # outputs that feed two gates are no forest
+    assert kind(wide) is PlainStep  # outputs that feed two gates are no forest
 
 
 @pytest.mark.parametrize(("rows", "label", "message"), [([0, 150], 0, "row 150"), ([0], 3, "label 3"), ([-1], 0, "-1")])
@@ -271,7 +271,7 @@ def test_what_was_changed_between_steps_is_seen() -> None:
     head.tau = 0.3
     twin = build_model(replace(SPEC, tau=0.3), 3)
     twin.load_state_dict(model.state_dict())
-    torch.testing.assert_close(step(rows, 0.01), LayerStep(twin, adamw(twin), x, y)(rows, 0.01), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(step(rows, 0.01), PlainStep(twin, adamw(twin), x, y)(rows, 0.01), rtol=1e-4, atol=1e-4)
     frozen = next(iter(model.parameters())).requires_grad_(False)
     before = frozen.clone()
     step(rows, 0.01)
@@ -294,7 +294,7 @@ def goes_through_the_layers(change: Callable[[nn.Sequential, torch.optim.AdamW],
     x, y = data(SPEC)
     rows = torch.arange(60)
     results, ran = [], []
-    for kind in (NetworkStep.of, LayerStep):
+    for kind in (NetworkStep.of, PlainStep):
         model = build_model(SPEC, 3)
         optimizer = adamw(model)
         step = kind(model, optimizer, x, y)
@@ -302,8 +302,8 @@ def goes_through_the_layers(change: Callable[[nn.Sequential, torch.optim.AdamW],
         step(rows, 0.01)
         change(model, optimizer)
         with pytest.MonkeyPatch.context() as patch:
-            run = Mock(side_effect=LayerStep(model, optimizer, x, y).run)
-            patch.setattr(LayerStep, "run", run)
+            run = Mock(side_effect=PlainStep(model, optimizer, x, y).run)
+            patch.setattr(PlainStep, "run", run)
             loss = step(rows, 0.01)
         results.append([loss, *(parameter.detach() for parameter in model.parameters())])
         ran.append(run.called)
@@ -355,7 +355,7 @@ def test_wiring_that_is_not_contiguous() -> None:
     step, _ = native_step(model, x, y)
     expected = build_model(SPEC, 3)
     torch.testing.assert_close(
-        step(torch.arange(9), 0.1), LayerStep(expected, adamw(expected), x, y)(torch.arange(9), 0.1)
+        step(torch.arange(9), 0.1), PlainStep(expected, adamw(expected), x, y)(torch.arange(9), 0.1)
     )
 
 
