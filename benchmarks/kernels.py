@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from convlogic_core import PRESETS, ModelSpec, build_model, num_parameters
-from convlogic_core.native_network import NativeNetwork
-from convlogic_core.network import forest_of, plain_stack
+from convlogic_core.network import native_network, plain_stack
 from convlogic_core.ops import gate_coefficients, logic_dense, logic_forest, logic_tree
 from convlogic_core.packed import packed_predict
+from convlogic_core.plain_stack import forest_of
 
 from .limits import measure_limits, multiply_adds
 from .machine import circumstances
@@ -152,7 +152,7 @@ def whole_network(
     spec: ModelSpec, model: torch.nn.Module, images: Tensor
 ) -> Iterator[tuple[str, int, int, Callable[[], object]]]:
     """What the training loop calls instead of the ops above."""
-    network = NativeNetwork.of(model, images.shape[1:])
+    network = native_network(model, images.shape[1:])
     if network is None:
         yield "packed discrete evaluation", 0, images.numel(), lambda: packed_predict(model.eval(), images)
         return

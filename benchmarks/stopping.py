@@ -43,7 +43,7 @@ from .virtual import CheckpointsInMemory, VirtualExecutor
 TELLINGS: Final = ("complete", "pruned", "fail")
 FINITE: Final = {"0": 0.0, "3": 3.0, "9": 9.0}
 PATIENCES: Final = {**FINITE, "infinite": math.inf, "none": None}
-SLOW: Final = {"gp": (10.0, 3)}  # at most: trials of the full budget, seeds
+SLOW: Final = {"gp": (10.0, 12)}  # at most: trials of the full budget, seeds
 WORST_ACCURACY: Final = 0.5
 GATES: Final = (2_000, 200_000)
 

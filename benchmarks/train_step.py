@@ -2,12 +2,13 @@
 
     python -m benchmarks.train_step --presets mnist_s --batches 128 512 --peer --json step.json
 
-Ways: "network" is the training loop's own, "layers" the plain PyTorch loop over the public layers, "torchlogix"
-(--peer) the same architecture in that package, on a GPU compiled by torch. Their steps are interleaved in one run;
-figures are of the median. On the CPU the limits of multiplication and of memory bandwidth are measured in the same run
-(see `benchmarks.limits`). Memory is, on the CPU, the growth of a process of its own in which one way made steps, on a
-GPU what torch allocated at most. A yardstick (--prototype) is a compiled program that runs before and after the steps
-and prints lines such as "... B=128 T=2 opt=16: best 2.5 ms = 50650 img/s", where opt is the logits of a gate.
+Ways: "network" is the training loop's own; "model" and "layers" are plain PyTorch loops, over what `build_model` gives
+and over the same layers in an nn.Sequential; "torchlogix" (--peer) is one over the same architecture in that package,
+on a GPU compiled by torch. Their steps are interleaved in one run; figures are of the median. On the CPU the limits of
+multiplication and of memory bandwidth are measured in the same run (see `benchmarks.limits`). Memory is, on the CPU,
+the growth of a process of its own in which one way made steps, on a GPU what torch allocated at most. A yardstick
+(--prototype) is a compiled program that runs before and after the steps and prints lines such as
+"... B=128 T=2 opt=16: best 2.5 ms = 50650 img/s", where opt is the logits of a gate.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convlogic_core import PRESETS, ModelSpec, build_model
 from convlogic_core.parametrization import NUM_LOGITS
-from convlogic_core.training_step import LayerStep, training_step
+from convlogic_core.training_step import PlainStep, training_step
 
 from .limits import activation_bytes, measure_limits, multiply_adds
 from .machine import circumstances, resident_mb, restart_peak
@@ -85,7 +86,7 @@ def compare(name: str, k: int | None, batch: int, arguments: argparse.Namespace)
     steps = {
         (way, parametrization): make_step(way, spec, batch, device)
         for parametrization, spec in specs.items()
-        for way in ("network", "layers")
+        for way in ("network", "model", "layers")
     }
     if arguments.peer:
         steps["torchlogix", "softmax"] = make_step("torchlogix", scaled(PRESETS[name], k), batch, device)
@@ -166,11 +167,12 @@ def make_step(
     """A full step on the next random batch of images that lie ready as bytes, as a function without arguments."""
     generator = torch.Generator().manual_seed(0)
     x, y = (tensor.to(device) for tensor in data or data_of(spec))
-    model = (torchlogix_model(spec) if way == "torchlogix" else build_model(spec, seed=0)).to(device)
+    model = torchlogix_model(spec) if way == "torchlogix" else build_model(spec, seed=0)
+    model = (nn.Sequential(*model.children()) if way == "layers" else model).to(device)
     if way == "torchlogix" and device.type == "cuda":
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0, fused=True)
-    step = (training_step if way == "network" else LayerStep)(model, optimizer, x, y)
+    step = (training_step if way == "network" else PlainStep)(model, optimizer, x, y)
     return lambda: step(torch.randint(0, NUM_IMAGES, (batch,), generator=generator).to(device), 0.01)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from .layer_step import LayerStep
+from .plain_step import PlainStep
 from .premises import has_hooks, premises
 
 EAGER_STEPS: Final = 3  # before a graph is captured: allocations and library handles are then in place
@@ -24,7 +24,7 @@ class GraphStep:
     """
 
     def __init__(self, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> None:
-        self._layers = LayerStep(model, optimizer, x, y)
+        self._plain = PlainStep(model, optimizer, x, y)
         self._device = x.device
         self._stream = torch.cuda.Stream(x.device)
         self._rows: Tensor | None = None
@@ -47,7 +47,7 @@ class GraphStep:
             self._eager_steps += full
             self._premises, self._held = self._present_premises(), self._present_tensors()
             return loss
-        (group,) = self._layers.optimizer.param_groups
+        (group,) = self._plain.optimizer.param_groups
         group["lr"].fill_(lr)
         self._rows.copy_(rows)
         if self._captured is None:
@@ -58,7 +58,7 @@ class GraphStep:
 
     def _make_capturable(self) -> None:
         """The rate as a tensor that a captured step reads; again after a state was loaded that has it as a number."""
-        (group,) = self._layers.optimizer.param_groups
+        (group,) = self._plain.optimizer.param_groups
         lr = group["lr"]
         group["capturable"] = True
         if not isinstance(lr, Tensor) or lr.device != self._device or lr.dtype != torch.float32:
@@ -66,29 +66,29 @@ class GraphStep:
 
     def _present_tensors(self) -> list[object]:
         """What a captured step reads and writes in place. Held, so that no other tensor gets one of their addresses."""
-        (group,) = self._layers.optimizer.param_groups
-        states = [self._layers.optimizer.state.get(parameter, {}) for parameter in group["params"]]
+        (group,) = self._plain.optimizer.param_groups
+        states = [self._plain.optimizer.state.get(parameter, {}) for parameter in group["params"]]
         moments = [value for state in states for value in state.values()]
-        return [group["lr"], *group["params"], *moments, *self._layers.model.buffers()]
+        return [group["lr"], *group["params"], *moments, *self._plain.model.buffers()]
 
     def _present_premises(self) -> list[object]:
         """All that a graph of the step depends on and does not read anew at every replay."""
-        (group,) = self._layers.optimizer.param_groups
+        (group,) = self._plain.optimizer.param_groups
         numbers = [value for name, value in group.items() if name not in ("params", "lr")]
         addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in self._present_tensors()]
         # with versions of the wiring: ops keep it in a form of their own, made anew by the next eager step
-        return [premises(self._layers.model), numbers, addresses]
+        return [premises(self._plain.model), numbers, addresses]
 
     def _has_hooks(self) -> bool:
-        optimizer = self._layers.optimizer
+        optimizer = self._plain.optimizer
         return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks) or any(
-            has_hooks(module) for module in self._layers.model.modules()
+            has_hooks(module) for module in self._plain.model.modules()
         )
 
     def _forget(self) -> None:
         if self._captured is not None:
             torch.cuda.synchronize(self._device)  # it may still be running
-            self._layers.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graph's own memory
+            self._plain.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graph's own memory
             self._captured = None
         self._eager_steps = 0
 
@@ -97,13 +97,13 @@ class GraphStep:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            loss = self._layers(rows, lr)
+            loss = self._plain(rows, lr)
         current.wait_stream(self._stream)
         return loss
 
     def _capture(self, rows: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        self._layers.optimizer.zero_grad(set_to_none=True)
+        self._plain.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
-            loss = self._layers.run(rows)
+            loss = self._plain.run(rows)
         return graph, loss

@@ -1,104 +1,54 @@
-"""On the CPU, a plain stack as one native network: its training step, and its class scores.
+"""On the CPU, a plain stack as one native network: class scores, gradients, and the optimizer's part of a step.
 
 Shapes: N images, C planes, H W image, B batch.
 """
 
 import math
+import threading
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.optim import AdamW
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .layer_step import LayerStep
-from .network import PlainStack, forest_of, plain_stack
-from .ops.backend import native, native_built, use_native, version_of
+from .ops.backend import batch_innermost, native, native_built, use_native, version_of
 from .ops.output_size import tree_output_size
-from .premises import premises
-
-
-class NetworkStep:
-    """On the CPU: the whole network in native code, groups of samples going through all layers, AdamW fused.
-
-    Estimator "gumbel", whose noise torch draws, goes through the layers, and so does what a model has become that
-    `NativeNetwork` does not take, and what the optimizer has become where it is not plain AdamW on the layers' weights.
-    Changes made through `.data` between two steps are not seen.
-    """
-
-    @classmethod
-    def of(cls, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> "NetworkStep | None":
-        """None where model, optimizer or data are not what the native network takes; see `NativeNetwork.of`."""
-        network = NativeNetwork.of(model, x.shape[1:])
-        if not network or not network.takes(optimizer) or x.device.type != "cpu" or y.device.type != "cpu":
-            return None
-        if x.dtype != torch.uint8 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
-            return None
-        return cls(network, LayerStep(model, optimizer, x.contiguous(), y.contiguous()))
-
-    def __init__(self, network: "NativeNetwork", layers: LayerStep) -> None:
-        self._layers = layers
-        self._prepare(network)
-        self._steps = -1.0
-
-    def _prepare(self, network: "NativeNetwork | None") -> None:
-        model = self._layers.model
-        self._network, self._built_for = network, premises(model)
-        self._held = [*model.parameters(), *model.buffers()]
-
-    def __call__(self, rows: Tensor, lr: float) -> Tensor:
-        if self._built_for != premises(self._layers.model):
-            self._prepare(NativeNetwork.of(self._layers.model, self._layers.x.shape[1:]))
-        network, optimizer = self._network, self._layers.optimizer
-        if not network or not network.takes(optimizer) or network.estimator() == "gumbel" or not len(rows):
-            return self._layers(rows, lr)
-        if self._steps != network.num_steps(optimizer):
-            if not network.has_moments(optimizer):
-                return self._layers(rows, lr)
-            network.forget_coefficients()  # fused optimizers leave no trace in a tensor's version
-        if not self._layers.model.training:
-            self._layers.model.train()
-        (group,) = optimizer.param_groups
-        group["lr"] = lr
-        network.compute_coefficients()
-        loss = network.gradients(self._layers.x, self._layers.y, rows)
-        network.step(optimizer)
-        self._steps = network.num_steps(optimizer)
-        return torch.tensor(loss)
+from .plain_stack import PlainStack, forest_of
 
 
 class NativeNetwork:
     """A plain stack as one native network; its parameters stay the layers', its wiring is copied."""
 
     @classmethod
-    def of(cls, model: nn.Module, input_shape: tuple[int, ...]) -> "NativeNetwork | None":
-        """None where the model cannot be run as a whole on planes of this shape (C, H, W).
+    def of(cls, stack: PlainStack, input_shape: tuple[int, ...]) -> "NativeNetwork | None":
+        """None where the stack cannot be run as a whole on planes of this shape (C, H, W).
 
-        It takes plain stacks of conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
+        It takes conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
         """
-        stack = plain_stack(model)
-        if stack is None or not _fits(stack, input_shape):
+        if not _fits(stack, input_shape) or not native_built() or len(stack.conv) > native().max_convs:
             return None
-        if not native_built() or len(stack.conv) > native().max_convs:
-            return None
-        layers = (*stack.conv, *stack.dense)
-        weights = [layer.weights for layer in layers]
+        weights = [layer.weights for layer in stack.layers]
         wiring = forest_of(stack.dense)
         if (
             wiring is None
             or not all(use_native(stack.implementation, weight) and weight.dtype == torch.float32 for weight in weights)
             or not all(weight.is_contiguous() and weight.requires_grad for weight in weights)
             or any(layer.grad_factor != 1.0 for layer in stack.conv)
-            or len({layer.parametrization for layer in layers}) > 1
+            or len({layer.parametrization for layer in stack.layers}) > 1
         ):
             return None
         return cls(stack, wiring, input_shape)
 
     def __init__(self, stack: PlainStack, wiring: tuple[Tensor, Tensor], input_shape: tuple[int, ...]) -> None:
-        self._layers = (*stack.conv, *stack.dense)
+        self._layers = stack.layers
         self._input_shape = tuple(input_shape)
         self._num_classes = stack.head.k
         self._coefficients_of: tuple[object, ...] = ()
+        self._num_computed = 0  # times
+        self._lock = threading.Lock()
         self._network = native().Network(image=input_shape, num_classes=stack.head.k, tau=stack.head.tau)
         for block in stack.conv:
             selection = block.selection.contiguous()
@@ -129,8 +79,9 @@ class NativeNetwork:
         """Bring the network's coefficients up to date with the logits, where anything else has changed them."""
         discrete = not soft and self.estimator() == "ste"
         if self._coefficients_of != self._state(discrete):
-            self._network.compute_coefficients(**self._logits(discrete))
+            self._network.compute_coefficients(**self._logits(), discrete=discrete)
             self._coefficients_of = self._state(discrete)
+            self._num_computed += 1
 
     def forget_coefficients(self) -> None:
         """Have them computed anew: the logits were changed by something that torch does not count."""
@@ -161,6 +112,25 @@ class NativeNetwork:
             threads=torch.get_num_threads(),
         )
         return loss
+
+    def trains_on(self, x: Tensor) -> bool:
+        """Whether `differentiable_scores` of x (B, C, H, W) are what the layers compute, and all that they compute."""
+        return (
+            type(x) is Tensor
+            and not is_in_torch_dispatch_mode()
+            and (x.dtype, x.device.type, x.requires_grad) == (torch.float32, "cpu", False)
+            and len(x) > 0
+            and all(layer.training for layer in self._layers)
+            and self.estimator() != "gumbel"
+        )
+
+    def differentiable_scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, num_classes) of x (B, C, H, W) in training; gradients go to the layers' weights.
+
+        Nothing but x is kept for the backward pass: activations are computed again, a few samples at a time.
+        """
+        scores: Tensor = _DifferentiableScores.apply(self, x, *(layer.weights for layer in self._layers))
+        return scores
 
     def takes(self, optimizer: AdamW) -> bool:
         """Whether `step` does what this optimizer does: AdamW as it is, on the weights of all layers."""
@@ -204,7 +174,8 @@ class NativeNetwork:
         discrete = self.estimator() == "ste"
         (beta1, beta2), number = group["betas"], float(states[0]["step"])
         self._network.step(
-            **self._logits(discrete),
+            **self._logits(),
+            discrete=discrete,
             means=[state["exp_avg"].data_ptr() for state in states],
             variances=[state["exp_avg_sq"].data_ptr() for state in states],
             lr=group["lr"] / (1 - beta1**number),
@@ -215,6 +186,38 @@ class NativeNetwork:
             decay=group["lr"] * group["weight_decay"],
         )
         self._coefficients_of = self._state(discrete)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, int]:
+        """Class scores (B, num_classes) of values (B, C, H, W), batch-innermost float32 on the CPU, for `backward`.
+
+        Coefficients are computed anew, as fused optimizers leave no trace in a tensor's version; the second result
+        says which they are.
+        """
+        scores = torch.empty(len(values), self._num_classes, dtype=torch.float32, device="cpu")
+        with self._lock:
+            self.forget_coefficients()
+            self.compute_coefficients()
+            self._network.forward(
+                values=values.data_ptr(), size=len(values), scores=scores.data_ptr(), threads=torch.get_num_threads()
+            )
+            return scores, self._num_computed
+
+    def backward(self, values: Tensor, grad_scores: Tensor, coefficients: int) -> list[Tensor]:
+        """The gradients of all layers' logits, from that of the scores (B, num_classes) which `forward` gave."""
+        gradients = [torch.empty_like(layer.weights) for layer in self._layers]
+        grad_scores = grad_scores.contiguous()
+        with self._lock:
+            if coefficients != self._num_computed:  # other passes lie between
+                self.forget_coefficients()
+                self.compute_coefficients()
+            self._network.backward(
+                **self._logits(),
+                values=values.data_ptr(),
+                size=len(values),
+                grad_scores=grad_scores.data_ptr(),
+                gradients=[gradient.data_ptr() for gradient in gradients],
+            )
+        return gradients
 
     def scores(self, x: Tensor) -> Tensor:
         """Soft class scores (N, num_classes) of planes x (N, C, H, W) uint8 on the CPU.
@@ -235,13 +238,28 @@ class NativeNetwork:
         weights = [layer.weights for layer in self._layers]
         return discrete, *((weight.data_ptr(), version_of(weight)) for weight in weights)
 
-    def _logits(self, discrete: bool) -> dict[str, Any]:
+    def _logits(self) -> dict[str, Any]:
         return {
             "logits": [layer.weights.data_ptr() for layer in self._layers],
             "num_logits": self._layers[0].weights.shape[-1],
-            "discrete": discrete,
             "threads": torch.get_num_threads(),
         }
+
+
+class _DifferentiableScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, network: NativeNetwork, x: Tensor, *weights: Tensor) -> Tensor:
+        values = batch_innermost(x)
+        scores, ctx.coefficients = network.forward(values)
+        ctx.network = network
+        ctx.save_for_backward(values, *weights)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        values, *_ = ctx.saved_tensors  # an error where weights have changed since
+        return None, None, *ctx.network.backward(values, grad_scores, ctx.coefficients)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

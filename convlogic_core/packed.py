@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .layers import ConvLogicLayer, GroupSum, LogicLayer
-from .network import PlainStack, plain_stack
+from .network import plain_stack
 from .ops import highest_class, pack_bits, packed_class_sums
 from .ops.backend import use_native
 from .ops.output_size import tree_output_size
 from .ops.packed import dense_words, tree_words
 from .ops.packed_native import PackedStack
+from .plain_stack import PlainStack
 
 _LAYERWISE_IMAGES = 4096  # at a time where there are no native kernels: bounds the memory
 

@@ -1,7 +1,7 @@
 """One training step: cross-entropy of a batch, gradients, AdamW. On the fastest way that the model and machine allow.
 
 `training_step` chooses: a plain stack on the CPU runs as one native network, on a GPU steps are replayed from a CUDA
-graph, and everything else goes through the layers. All ways keep their state in one `torch.optim.AdamW`, so that a
+graph, and everything else is a plain PyTorch step. All ways keep their state in one `torch.optim.AdamW`, so that a
 checkpoint of one continues in another; gradients agree up to rounding.
 Shapes: N images, C planes, H W image.
 """
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from .graph_step import GraphStep
-from .layer_step import LayerStep, TrainingStep
-from .native_network import NetworkStep
+from .network_step import NetworkStep
+from .plain_step import PlainStep, TrainingStep
 
-__all__ = ["LayerStep", "TrainingStep", "training_step"]
+__all__ = ["PlainStep", "TrainingStep", "training_step"]
 
 
 def training_step(model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> TrainingStep:
@@ -27,4 +27,4 @@ def training_step(model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> T
     """
     if x.is_cuda:
         return GraphStep(model, optimizer, x, y)
-    return NetworkStep.of(model, optimizer, x, y) or LayerStep(model, optimizer, x, y)
+    return NetworkStep.of(model, optimizer, x, y) or PlainStep(model, optimizer, x, y)

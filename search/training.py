@@ -22,7 +22,7 @@ from convlogic_core import ModelSpec, build_model, num_parameters, set_estimator
 from convlogic_core.circuit import Circuit
 from convlogic_core.encoding import thermometer_encode, thermometer_thresholds
 from convlogic_core.model import conv_shapes
-from convlogic_core.native_network import NativeNetwork
+from convlogic_core.network import native_network
 from convlogic_core.packed import is_packable, packed_predict
 from convlogic_core.training_step import training_step
 from spaces.candidate import Candidate, DataSpec, TrainSpec
@@ -136,7 +136,7 @@ def accuracy(model: nn.Module, planes: Planes) -> float:
 def soft_and_discrete_accuracy(model: nn.Module, planes: Planes) -> tuple[float, float]:
     """Accuracy of the soft and of the discrete network of the same weights."""
     model.eval()
-    network = NativeNetwork.of(model, planes.x.shape[1:])
+    network = native_network(model, planes.x.shape[1:])
     if network:
         soft = int((network.scores(planes.x).argmax(-1) == planes.y).sum()) / len(planes.y)
     else:

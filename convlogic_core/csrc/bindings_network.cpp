@@ -66,7 +66,7 @@ public:
 
     // Of the logits at these addresses, one a layer in order.
     void compute_coefficients(const std::vector<Address>& logits, int num_logits, bool discrete, int threads) {
-        update(logits, {}, {}, num_logits, discrete, nullptr, threads);
+        update(targets(logits, num_logits), num_logits, discrete, nullptr, threads);
     }
 
     // Moves the logits against the last gradients; moments are updated too. Then the coefficients of the new logits.
@@ -77,25 +77,49 @@ public:
         if (means.size() != layers_.size() || variances.size() != layers_.size())
             throw std::invalid_argument("the moments of " + std::to_string(layers_.size()) + " layers are needed");
         const AdamW adamw{lr, mean_rate, variance_rate, variance_scale, epsilon, decay};
-        update(logits, means, variances, num_logits, discrete, &adamw, threads);
+        std::vector<LogitLayer> layers = targets(logits, num_logits);
+        for (size_t i = 0; i < layers.size(); ++i)
+            layers[i].mean = pointer<float>(means[i]), layers[i].variance = pointer<float>(variances[i]);
+        update(layers, num_logits, discrete, &adamw, threads);
         blocks_ = 1;  // the others are in it now
     }
 
     // The sum of the cross-entropy over a batch; gradients stay here for `update`.
     double gradients(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) {
         if (size < 1) throw std::invalid_argument("gradients need at least one row");
-        const Batch batch = checked(images, num_images, rows, labels, size, threads);
-        blocks_ = num_network_blocks(size);
-        partials_.resize(size_t(blocks_ * num_gates_ * 4));
-        losses_.resize(size_t(blocks_));
-        require_memory(CONVLOGIC_DISPATCH(network_gradients, network(), batch, losses_.data(), partials_.data()));
+        sum_gradients(checked(images, num_images, rows, labels, size, threads));
         double loss = 0;
         for (const double block : losses_) loss += block;
         return loss;
     }
 
+    // Class scores [size][classes] of values [input_size][size].
+    void forward(Address values, int64_t size, Address scores, int threads) {
+        Batch batch{};
+        batch.values = pointer<float>(values), batch.size = size, batch.threads = threads;
+        require_memory(CONVLOGIC_DISPATCH(network_scores, network(), batch, pointer<float>(scores)));
+    }
+
+    // From the gradient of these scores those of the logits, one a layer in order.
+    void backward(Address values, int64_t size, Address grad_scores, const std::vector<Address>& logits,
+                  const std::vector<Address>& gradients, int num_logits, int threads) {
+        std::vector<LogitLayer> layers = targets(logits, num_logits);
+        if (gradients.size() != layers.size() || size < 1)
+            throw std::invalid_argument("the gradients of " + std::to_string(layers_.size()) +
+                                        " layers are needed, of at least one sample");
+        for (size_t i = 0; i < layers.size(); ++i) layers[i].gradient = pointer<float>(gradients[i]);
+        Batch batch{};
+        batch.values = pointer<float>(values), batch.grad_scores = pointer<float>(grad_scores);
+        batch.size = size, batch.threads = threads;
+        sum_gradients(batch);
+        CONVLOGIC_DISPATCH(network_logit_gradients, network(), layers.data(), int64_t(layers.size()), num_logits,
+                           partials_.data(), blocks_, threads);
+        blocks_ = 0;  // no step is to use these
+    }
+
     void scores(Address images, int64_t num_images, Address scores, int threads) {
-        const Batch batch{pointer<uint8_t>(images), nullptr, nullptr, num_images, threads};
+        Batch batch{};
+        batch.images = pointer<uint8_t>(images), batch.size = num_images, batch.threads = threads;
         require_memory(CONVLOGIC_DISPATCH(network_scores, network(), batch, pointer<float>(scores)));
     }
 
@@ -105,19 +129,28 @@ private:
         int64_t first_gate, gates;
     };
 
-    void update(const std::vector<Address>& logits, const std::vector<Address>& means,
-                const std::vector<Address>& variances, int num_logits, bool discrete, const AdamW* adamw, int threads) {
+    void sum_gradients(const Batch& batch) {
+        blocks_ = num_network_blocks(batch.size);
+        partials_.resize(size_t(blocks_ * num_gates_ * 4));
+        losses_.resize(size_t(blocks_));
+        require_memory(CONVLOGIC_DISPATCH(network_gradients, network(), batch, losses_.data(), partials_.data()));
+    }
+
+    std::vector<LogitLayer> targets(const std::vector<Address>& logits, int num_logits) const {
         if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4))
             throw std::invalid_argument("the logits of " + std::to_string(layers_.size()) +
                                         " layers are needed, 16 or 4 a gate");
         std::vector<LogitLayer> targets;
         for (size_t i = 0; i < layers_.size(); ++i) {
             const Layer& layer = layers_[i];
-            targets.push_back({pointer<float>(logits[i]), adamw ? pointer<float>(means[i]) : nullptr,
-                               adamw ? pointer<float>(variances[i]) : nullptr,
+            targets.push_back({pointer<float>(logits[i]), nullptr, nullptr, nullptr,
                                layer.places.empty() ? nullptr : layer.places.data(), layer.first_gate, layer.gates});
         }
-        CONVLOGIC_DISPATCH(network_update, network(), targets.data(), int64_t(targets.size()), num_logits, discrete,
+        return targets;
+    }
+
+    void update(const std::vector<LogitLayer>& layers, int num_logits, bool discrete, const AdamW* adamw, int threads) {
+        CONVLOGIC_DISPATCH(network_update, network(), layers.data(), int64_t(layers.size()), num_logits, discrete,
                            adamw, partials_.data(), adamw ? blocks_ : 0, threads);
     }
 
@@ -138,7 +171,9 @@ private:
     }
 
     Batch checked(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) const {
-        const Batch batch{pointer<uint8_t>(images), pointer<int64_t>(rows), pointer<int64_t>(labels), size, threads};
+        Batch batch{};
+        batch.images = pointer<uint8_t>(images), batch.rows = pointer<int64_t>(rows);
+        batch.labels = pointer<int64_t>(labels), batch.size = size, batch.threads = threads;
         for (int64_t i = 0; i < size; ++i) {
             const int64_t row = batch.rows[i];
             if (row < 0 || row >= num_images)
@@ -185,6 +220,10 @@ void bind_network(py::module_& module) {
              arg("variance_scale"), arg("epsilon"), arg("decay"))
         .def("gradients", &NativeNetwork::gradients, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
              arg("rows"), arg("labels"), arg("size"), arg("threads"))
+        .def("forward", &NativeNetwork::forward, release_gil(), py::kw_only(), arg("values"), arg("size"),
+             arg("scores"), arg("threads"))
+        .def("backward", &NativeNetwork::backward, release_gil(), py::kw_only(), arg("values"), arg("size"),
+             arg("grad_scores"), arg("logits"), arg("gradients"), arg("num_logits"), arg("threads"))
         .def("scores", &NativeNetwork::scores, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
              arg("scores"), arg("threads"));
 }

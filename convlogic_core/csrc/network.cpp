@@ -86,6 +86,23 @@ void read_images(const uint8_t* const* images, int64_t channels, int64_t height,
     }
 }
 
+// Rows [size] of up to 16 samples' values (the other lanes: zeros) into the interior of padded planes.
+void read_values(const float* values, int64_t size, int64_t count, int64_t channels, int64_t height, int64_t columns,
+                 int64_t padding_y, int64_t padding_x, float* planes) {
+    for (int64_t row = 0; row < channels * height; ++row) {
+        const int64_t place = (row / height * (height + 2 * padding_y) + row % height + padding_y);
+        float* to = planes + (place * (columns + 2 * padding_x) + padding_x) * 16;
+        for (int64_t column = 0; column < columns; ++column, values += size, to += 16) {
+            if (count >= 16) {
+                memcpy(to, values, 16 * sizeof(float));
+            } else {
+                memset(to, 0, 16 * sizeof(float));
+                if (count > 0) memcpy(to, values, size_t(count) * sizeof(float));
+            }
+        }
+    }
+}
+
 struct Layout {
     OutputStrides strides;
     int64_t offset;
@@ -114,15 +131,21 @@ OutputStrides winner_strides(const NetworkConv& conv) {
 }
 
 void read_group(const Network& net, const Batch& batch, int64_t first, const Workspace& work) {
+    const NetworkConv& conv = net.convs[0];
     for (int64_t tile = 0; tile < tiles; ++tile) {
+        float* planes = work.planes[0] + tile * conv.input_size();
+        const int64_t begin = first + tile * conv_tile_lanes;
+        if (batch.values) {
+            read_values(batch.values + begin, batch.size, batch.size - begin, conv.channels, conv.height, conv.width,
+                        conv.padding_y, conv.padding_x, planes);
+            continue;
+        }
         const uint8_t* images[conv_tile_lanes];
         for (int64_t lane = 0; lane < conv_tile_lanes; ++lane) {
-            const int64_t i = first + tile * conv_tile_lanes + lane;
+            const int64_t i = begin + lane;
             images[lane] = i < batch.size ? batch.images + (batch.rows ? batch.rows[i] : i) * net.input_size : nullptr;
         }
-        const NetworkConv& conv = net.convs[0];
-        read_images(images, conv.channels, conv.height, conv.width, conv.padding_y, conv.padding_x,
-                    work.planes[0] + tile * conv.input_size());
+        read_images(images, conv.channels, conv.height, conv.width, conv.padding_y, conv.padding_x, planes);
     }
 }
 
@@ -207,10 +230,18 @@ double cross_entropy(const Network& net, const Batch& batch, int64_t first, floa
     return loss;
 }
 
+// The gradient with respect to each class's sum.
+void read_score_gradients(const Network& net, const Batch& batch, int64_t first, float* classes) {
+    for (int64_t lane = 0; lane < group_lanes; ++lane)
+        for (int64_t k = 0; k < net.num_classes; ++k)
+            classes[k * group_lanes + lane] =
+                first + lane < batch.size ? batch.grad_scores[(first + lane) * net.num_classes + k] / net.tau : 0;
+}
+
 void forward_group(const Network& net, const Batch& batch, int64_t first, const Workspace& work) {
     read_group(net, batch, first, work);
     forward_convs(net, work);
-    with_depth(net.depth, [&](auto depth) { forward_forest<depth.number>(net, work); });
+    if (!batch.grad_scores) with_depth(net.depth, [&](auto depth) { forward_forest<depth.number>(net, work); });
 }
 
 // Lays a thread's workspace out; padding is zeroed once, kernels never write there. False without memory.
@@ -264,7 +295,10 @@ bool network_gradients(const Network& net, const Batch& batch, double* losses, f
             losses[block] = 0;
             for (int64_t group = begin; group < end; ++group) {
                 forward_group(net, batch, group * group_lanes, work);
-                losses[block] += cross_entropy(net, batch, group * group_lanes, work.classes);
+                if (batch.labels)
+                    losses[block] += cross_entropy(net, batch, group * group_lanes, work.classes);
+                else
+                    read_score_gradients(net, batch, group * group_lanes, work.classes);
                 memset(work.grad_features, 0, size_t(net.features * group_lanes) * sizeof(float));
                 with_depth(net.depth,
                            [&](auto depth) { backward_forest<depth.number>(net, work, sums, group > begin); });

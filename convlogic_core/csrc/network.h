@@ -38,10 +38,13 @@ struct Network {
     float* coefficients;  // [num_gates][4]: conv blocks in order, then the forest tree by tree
 };
 
-// Images as planes of zeros and ones, [image][input_size]; rows names those of the batch (null: one after the other).
+// Of images and values, and of labels and grad_scores, one is null.
 struct Batch {
-    const uint8_t* images;
-    const int64_t *rows, *labels;
+    const uint8_t* images;     // planes of zeros and ones, [image][input_size] ...
+    const float* values;       // ... or planes of any values, [input_size][size]
+    const int64_t* labels;     // of all images, for the cross-entropy ...
+    const float* grad_scores;  // ... or the gradient of something else, [size][num_classes]
+    const int64_t* rows;       // which images are the batch's; null: one after the other
     int64_t size;
     int threads;
 };
@@ -56,10 +59,11 @@ constexpr int64_t num_network_blocks(int64_t batch) {
     return num_groups(batch) < max_network_blocks ? num_groups(batch) : max_network_blocks;
 }
 
-// One layer's logits and their two moments, and where its gates lie among the network's.
+// One layer's logits, their gradient (where it is asked for) and two moments (for a step), and where its gates lie
+// among the network's.
 struct LogitLayer {
-    float *logits, *mean, *variance;  // [gates][num_logits]
-    const int32_t* places;            // of gate i among the network's gates; null: first_gate + i
+    float *logits, *gradient, *mean, *variance;  // [gates][num_logits]
+    const int32_t* places;                       // of gate i among the network's gates; null: first_gate + i
     int64_t first_gate, gates;
 };
 
@@ -74,9 +78,13 @@ struct AdamW {
     namespace isa {                                                                                           \
     /* Class scores [batch][num_classes]. */                                                                  \
     bool network_scores(const Network&, const Batch&, float* scores);                                         \
-    /* Cross-entropy: the sum over each block's samples in losses, gradients of its mean over the batch in    \
-       partials [num_network_blocks][num_gates][4]. */                                                        \
+    /* Coefficient gradients of the mean cross-entropy over the batch, or what grad_scores lead to, in        \
+       partials [num_network_blocks][num_gates][4]; the sum of the cross-entropy over each block's samples in \
+       losses. */                                                                                             \
     bool network_gradients(const Network&, const Batch&, double* losses, float* partials);                    \
+    /* Adds the other blocks of partials to the first and writes the gradients of the logits. */              \
+    void network_logit_gradients(const Network&, const LogitLayer*, int64_t num_layers, int num_logits,       \
+                                 float* partials, int64_t blocks, int threads);                               \
     /* Adds the other blocks of partials to the first, steps the logits (adamw null: neither) and writes      \
        coefficients, soft or discrete. */                                                                     \
     void network_update(const Network&, const LogitLayer*, int64_t num_layers, int num_logits, bool discrete, \

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model, set_estimator
 from convlogic_core.graph_step import EAGER_STEPS, GraphStep
-from convlogic_core.layer_step import LayerStep
+from convlogic_core.plain_step import PlainStep
 
 SPEC = ModelSpec((1, 6, 6), (ConvSpec(3, kernel=3, tree_depth=1),), (DenseSpec(20), DenseSpec(12)), 3, 1.0)
 LR = 2.0**-6
@@ -39,9 +39,9 @@ class FakeCuda:
         self.in_use: list[object] = []
         self.graphs: WeakSet[FakeGraph] = WeakSet()
         self.capturing: FakeGraph | None = None
-        run = LayerStep.run
+        run = PlainStep.run
 
-        def fake_run(step: LayerStep, rows: Tensor) -> Tensor:
+        def fake_run(step: PlainStep, rows: Tensor) -> Tensor:
             if self.capturing is None:
                 assert self.in_use == [self.stream]
                 self.did.append("eager")
@@ -56,7 +56,7 @@ class FakeCuda:
             graph.run, graph.loss = replay, torch.full((), torch.nan)
             return graph.loss
 
-        monkeypatch.setattr(LayerStep, "run", fake_run)
+        monkeypatch.setattr(PlainStep, "run", fake_run)
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.stream)
         monkeypatch.setattr(torch.cuda, "stream", self.use)
@@ -93,7 +93,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 class Training:
     """A model with its step, on 40 random images."""
 
-    def __init__(self, kind: type[GraphStep] | type[LayerStep] = GraphStep) -> None:
+    def __init__(self, kind: type[GraphStep] | type[PlainStep] = GraphStep) -> None:
         generator = torch.Generator().manual_seed(1)
         self.model = build_model(SPEC, 3)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.5, fused=True)
@@ -228,7 +228,7 @@ def test_the_rate_is_a_float32_tensor(cuda: FakeCuda, lr: float | Tensor) -> Non
 
 def test_steps_are_those_of_the_layers(cuda: FakeCuda) -> None:
     """Rows, rate and loss of a replay are its own; ragged batches, a new estimator and a restored state fit in."""
-    replayed, eager = Training(), Training(LayerStep)
+    replayed, eager = Training(), Training(PlainStep)
     cuda.in_use = [cuda.stream]
     expected = [*eager.run(6), *eager.run(1, batch=7), *eager.run(3, lr=LR / 4)]
     set_estimator(eager.model, "ste")

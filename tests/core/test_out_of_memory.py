@@ -11,7 +11,7 @@ from convlogic_core.ops.backend import native_built
 SCRIPT = """
 import resource, torch
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model
-from convlogic_core.native_network import NetworkStep
+from convlogic_core.network_step import NetworkStep
 
 torch.set_num_threads(1)
 spec = ModelSpec((4, 96, 96), (ConvSpec(64, tree_depth=1),), (DenseSpec(80000), DenseSpec(40000)), 4, 9.0)

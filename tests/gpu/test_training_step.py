@@ -5,7 +5,7 @@ import torch
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model, set_estimator
 from convlogic_core.graph_step import EAGER_STEPS, GraphStep
-from convlogic_core.layer_step import LayerStep
+from convlogic_core.plain_step import PlainStep
 from search.training import EncodedDataset, Planes, TrainingRun
 from spaces import Candidate, DataSpec, TrainSpec
 
@@ -30,7 +30,7 @@ def planes(num_images: int, seed: int) -> Planes:
 
 
 def train(
-    kind: type[GraphStep] | type[LayerStep],
+    kind: type[GraphStep] | type[PlainStep],
     estimators: tuple[str, str] = ("soft", "soft"),
     parametrization: str = "softmax",
     implementation: str = "cuda",
@@ -56,7 +56,7 @@ def train(
 @pytest.mark.parametrize("parametrization", ["softmax", "iwp"])
 @pytest.mark.parametrize("estimators", [("soft", "soft"), ("gumbel", "gumbel"), ("soft", "ste"), ("gumbel", "ste")])
 def test_replayed_steps_are_those_of_the_layers(estimators: tuple[str, str], parametrization: str) -> None:
-    replayed, eager = (train(kind, estimators, parametrization) for kind in (GraphStep, LayerStep))
+    replayed, eager = (train(kind, estimators, parametrization) for kind in (GraphStep, PlainStep))
     untrained = build_model(SPEC, 3).parameters()
     if parametrization == "softmax":
         assert not any(torch.equal(a, b) for a, b in zip(eager[1:], untrained, strict=True))
@@ -67,7 +67,7 @@ def test_replayed_steps_are_those_of_the_layers(estimators: tuple[str, str], par
 @pytest.mark.parametrize("parametrization", ["softmax", "iwp"])
 def test_the_reference_can_be_captured(parametrization: str) -> None:
     """Its gradients are sums in any order, so that not every bit is the same."""
-    ways = (GraphStep, LayerStep)
+    ways = (GraphStep, PlainStep)
     replayed, eager = (train(kind, parametrization=parametrization, implementation="python") for kind in ways)
     torch.testing.assert_close(replayed[0], eager[0], rtol=1e-3, atol=1e-3)
     for ours, expected in zip(replayed[1:], eager[1:], strict=True):

@@ -1,4 +1,4 @@
-"""What a training step is, and the step through the layers, which every other way must agree with.
+"""What a training step is, and the plain PyTorch one, which every other way must agree with.
 
 Shapes: N images, C planes, H W image, B batch.
 """
@@ -18,8 +18,8 @@ class TrainingStep(Protocol):
     def __call__(self, rows: Tensor, lr: float) -> Tensor: ...
 
 
-class LayerStep:
-    """Through the layers, for any model on any device."""
+class PlainStep:
+    """Forward, cross-entropy, backward, optimizer: for any model on any device."""
 
     def __init__(self, model: nn.Module, optimizer: AdamW, x: Tensor, y: Tensor) -> None:
         self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
