@@ -1,12 +1,13 @@
 """The trials of one study in memory, for the only one that writes them.
 
 Optuna's own cache keeps trials that are told and reads all others again, from six tables, whenever a sampler looks at
-the study, and a sampler does so once for every group of parameters.
+the study, and a sampler does so once for every group of parameters; and it stores each parameter by itself.
 """
 
 import copy
 import json
 from collections.abc import Container, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -17,15 +18,51 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class CachedStorage(BaseStorage):
-    """Reads each trial once. What is written is in the database before it is seen here.
+    """Reads each trial once. A trial that is asked is in memory until `store`, which stores it whole; whatever else is
+    written is in the database before it is seen here.
 
     What others add to the study meanwhile is seen by the next session.
     """
 
     def __init__(self, stored: BaseStorage, study_id: int) -> None:
-        self._stored = stored
-        trials = stored.get_all_trials(study_id, deepcopy=False)
-        self._trials = {trial._trial_id: trial for trial in trials}  # by number
+        self._stored, self._study_id = stored, study_id
+        self._held: set[int] = set()  # asked and not stored; the ids of new ones are below zero
+        self._read_all()
+
+    def store(self, trial_id: int) -> FrozenTrial:
+        """An asked trial, as it is stored from now on: a new one in one transaction, one that waited running at last.
+
+        Its number is another one than before where somebody else has added a trial meanwhile.
+        """
+        if trial_id in self._held:
+            self._held.remove(trial_id)
+            trial_id = self._store_new(trial_id) if trial_id < 0 else self._store_waiting(trial_id)
+        return self._trials[trial_id]
+
+    def _store_new(self, held_id: int) -> int:
+        trial = self._trials.pop(held_id)
+        trial_id = self._stored.create_new_trial(self._study_id, trial)
+        if self._stored.get_trial_number_from_id(trial_id) == trial.number:
+            trial._trial_id = trial_id
+            self._trials[trial_id] = trial
+        else:
+            self._read_all()
+        return trial_id
+
+    def _store_waiting(self, trial_id: int) -> int:
+        trial = self._trials[trial_id]
+        for name, distribution in trial.distributions.items():
+            value = distribution.to_internal_repr(trial.params[name])
+            self._stored.set_trial_param(trial_id, name, value, distribution)
+        for key, value in trial.system_attrs.items():
+            self._stored.set_trial_system_attr(trial_id, key, value)
+        for key, value in trial.user_attrs.items():
+            self._stored.set_trial_user_attr(trial_id, key, value)
+        self._stored.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if trial.state.is_finished():
+            self._stored.set_trial_state_values(trial_id, trial.state, trial.values)
+        self._trials[trial_id] = self._stored.get_trial(trial_id)
+        return trial_id
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """One's own: Optuna's `Trial` notes in it what it stores."""
@@ -42,42 +79,60 @@ class CachedStorage(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        trial_id = self._stored.create_new_trial(study_id, template_trial)
-        self._read(trial_id)
-        return trial_id
+        trial = copy.deepcopy(template_trial) or optuna.trial.create_trial(state=TrialState.RUNNING)
+        trial.number = len(self._trials)
+        trial._trial_id = -1 - trial.number
+        self._held.add(trial._trial_id)
+        self._trials[trial._trial_id] = trial
+        return trial._trial_id
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        changed = self._stored.set_trial_state_values(trial_id, state, values)
-        self._read(trial_id)  # the database says when it was
-        return changed
+        if state == TrialState.RUNNING:
+            self._held.add(trial_id)  # one that waited was asked
+        if trial_id not in self._held:
+            changed = self._stored.set_trial_state_values(trial_id, state, values)
+            self._trials[trial_id] = self._stored.get_trial(trial_id)  # the database says when it was
+            return changed
+        trial = self._changed(trial_id)
+        trial.state, trial.values = state, values
+        if state == TrialState.RUNNING:
+            trial.datetime_start = datetime.now()
+        if state.is_finished():
+            trial.datetime_complete = datetime.now()
+        return True
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        self._stored.set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        trial = self._copied(trial_id)
+        if trial_id not in self._held:
+            self._stored.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        trial = self._changed(trial_id)
         trial.params = trial.params | {param_name: distribution.to_external_repr(param_value_internal)}
         trial.distributions = trial.distributions | {param_name: distribution}
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._stored.set_trial_intermediate_value(trial_id, step, intermediate_value)
-        trial = self._copied(trial_id)
+        if trial_id not in self._held:
+            self._stored.set_trial_intermediate_value(trial_id, step, intermediate_value)
+        trial = self._changed(trial_id)
         trial.intermediate_values = trial.intermediate_values | {step: intermediate_value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._stored.set_trial_user_attr(trial_id, key, value)
-        trial = self._copied(trial_id)
+        if trial_id not in self._held:
+            self._stored.set_trial_user_attr(trial_id, key, value)
+        trial = self._changed(trial_id)
         trial.user_attrs = trial.user_attrs | {key: _as_stored(value)}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._stored.set_trial_system_attr(trial_id, key, value)
-        trial = self._copied(trial_id)
+        if trial_id not in self._held:
+            self._stored.set_trial_system_attr(trial_id, key, value)
+        trial = self._changed(trial_id)
         trial.system_attrs = trial.system_attrs | {key: _as_stored(value)}
 
-    def _read(self, trial_id: int) -> None:
-        self._trials[trial_id] = self._stored.get_trial(trial_id)
+    def _read_all(self) -> None:
+        trials = self._stored.get_all_trials(self._study_id, deepcopy=False)
+        self._trials = {trial._trial_id: trial for trial in trials}  # by number
 
-    def _copied(self, trial_id: int) -> FrozenTrial:
+    def _changed(self, trial_id: int) -> FrozenTrial:
         """The trial to be changed: a sampler that holds it keeps what it was."""
         self._trials[trial_id] = copy.copy(self._trials[trial_id])
         return self._trials[trial_id]
@@ -115,10 +170,10 @@ class CachedStorage(BaseStorage):
         return self._stored.get_all_studies()
 
 
-def cached(study: optuna.Study) -> optuna.Study:
-    """The same study, its trials read once."""
+def cached(study: optuna.Study) -> tuple[optuna.Study, CachedStorage]:
+    """The same study, its trials read once, and where they are held."""
     storage = CachedStorage(study._storage, study._study_id)
-    return optuna.load_study(study_name=study.study_name, storage=storage)
+    return optuna.load_study(study_name=study.study_name, storage=storage), storage
 
 
 def _as_stored(value: Any) -> Any:

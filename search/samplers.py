@@ -1,12 +1,12 @@
 """Optuna's samplers as studies use them: made anew for every trial, from a seed of its own."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial
 
 from spaces.space import Range, Space
 
@@ -67,18 +67,3 @@ def sampler_for(name: str, space: Space, study_seed: int, trial: int) -> BaseSam
     """A sampler for one trial: a seeded one that lived on would repeat its suggestions after a restart."""
     with experimental():
         return SAMPLERS[name](space, study_seed, trial)
-
-
-class Redrawn(Trial):
-    """A trial whose drawing was cut short: what is stored stays, and the sampler draws it too, so that it draws the
-    rest as it would have.
-    """
-
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        stored = name in self._cached_frozen_trial.distributions
-        if stored and not (self._is_fixed_param(name, distribution) or distribution.single()):
-            if self._is_relative_param(name, distribution):
-                _ = self.relative_params
-            else:
-                self.study.sampler.sample_independent(self.study, self._cached_frozen_trial, name, distribution)
-        return super()._suggest(name, distribution)

@@ -22,7 +22,7 @@ from .config import StudyConfig
 from .errors import Failure
 from .jobs import Job
 from .ladder import Ladder
-from .samplers import Redrawn, sampler_for
+from .samplers import sampler_for
 from .storage import FAILURE, RUNG_PREFIX, VERDICT, TrialView, running, trial_views
 from .training import EpochRecord, derived_seed
 from .warm_start import Start, left_to_ask
@@ -73,7 +73,8 @@ class StudyDriver:
         executor: Executor,
         observers: list[Observer],
     ) -> None:
-        self.config, self.study, self.info = config, cached(study), info
+        self.config, self.info = config, info
+        self.study, self._storage = cached(study)
         self.executor, self.observers = executor, observers
         self.space, self.rungs = config.search_space, config.budget.rungs
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
@@ -169,10 +170,8 @@ class StudyDriver:
         for _ in range(MAX_REJECTED_IN_A_ROW):
             number = self._waiting.popleft() if self._waiting else self._enqueue()
             self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, number)
-            trial = self.study.ask()
-            self._ids[trial.number] = trial._trial_id
             self._num_counted += 1
-            problem = self._start(trial)
+            problem = self._start(self.study.ask())
             if problem is None:
                 return
         self._problem = (
@@ -195,24 +194,32 @@ class StudyDriver:
         return self.config.sampler if self._rejected_in_a_row < SAMPLER_MAY_INSIST else "random"
 
     def _start(self, trial: Trial) -> str | None:
-        """Make a trial ready, or reject it and say why."""
+        """Store a trial ready to be trained, or rejected; then say why."""
         candidate, problem = self._candidate(trial)
         if candidate is None or problem is not None:
             trial.set_user_attr("rejected", problem)
             self.study.tell(trial, state=TrialState.FAIL)
+            number = self._store(trial)
             self._num_counted -= 1
             self._rejected_in_a_row += 1
-            self._tell_observers(trial.number)
-            del self._views[trial.number]
+            self._tell_observers(number)
+            del self._views[number]
         else:
-            self._rejected_in_a_row = 0
-            self._resolved[_resolved(candidate)] = trial.number
             trial.set_user_attr("seed", derived_seed(self.config.seed, trial.number))
             trial.set_user_attr("gates_raw", raw_gates(candidate.model))
             trial.set_user_attr("candidate", candidate.to_json())
-            self._ready.append(trial.number)
-            self._tell_observers(trial.number)
+            number = self._store(trial)
+            self._rejected_in_a_row = 0
+            self._resolved[_resolved(candidate)] = number
+            self._ready.append(number)
+            self._tell_observers(number)
         return problem
+
+    def _store(self, trial: Trial) -> int:
+        """A killed driver leaves a trial whole or not at all; its number."""
+        stored = self._storage.store(trial._trial_id)
+        self._ids[stored.number] = stored._trial_id
+        return stored.number
 
     def _candidate(self, trial: Trial) -> tuple[Candidate | None, str | None]:
         """What the trial's parameters build, and why it must not be trained."""
@@ -233,9 +240,9 @@ class StudyDriver:
         """Go on with a trial that an earlier driver left running: same number, same parameters."""
         view = TrialView(frozen, self.config.gates)
         decided = self.study.user_attrs.get(VERDICT, {}).get(str(view.number))
-        if view.candidate is None:  # killed between ask and here: Optuna has the parameters drawn so far
+        if view.candidate is None:  # asked by somebody else
             self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, view.number)
-            self._start(Redrawn(self.study, frozen._trial_id))
+            self._start(Trial(self.study, frozen._trial_id))
         elif view.cause is not None:
             self._tell(view.number, None)
         elif view.epoch not in self.rungs or view.attrs.get("goes_on_after") == view.epoch:
@@ -377,11 +384,11 @@ class StudyDriver:
     def _view(self, number: int) -> TrialView:
         """The trial as stored."""
         if number not in self._views:
-            self._views[number] = TrialView(self.study._storage.get_trial(self._ids[number]), self.config.gates)
+            self._views[number] = TrialView(self._storage.get_trial(self._ids[number]), self.config.gates)
         return self._views[number]
 
     def _set_attr(self, number: int, name: str, value: object) -> None:
-        self.study._storage.set_trial_user_attr(self._ids[number], name, value)
+        self._storage.set_trial_user_attr(self._ids[number], name, value)
         self._views.pop(number, None)
 
     def _tell_observers(self, number: int) -> None:

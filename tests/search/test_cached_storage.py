@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 import pytest
 
-from search.cached_storage import CachedStorage, cached
+from search.cached_storage import cached
 from search.jobs import Job
 from search.storage import TrialView
 from search.study import StudyDriver
@@ -65,8 +65,7 @@ def test_trials_are_read_once(run_sqlite: Runs, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_trial_in_hand_stays_as_it_was(run_sqlite: Runs) -> None:
-    study = cached(run_sqlite.study(run_sqlite.config()))
-    assert isinstance(study._storage, CachedStorage)
+    study, storage = cached(run_sqlite.study(run_sqlite.config()))
     trial = study.ask()
     before = study.get_trials(deepcopy=False)[0]
     trial.suggest_int("k", 1, 8, log=True)
@@ -76,6 +75,59 @@ def test_a_trial_in_hand_stays_as_it_was(run_sqlite: Runs) -> None:
     after = study.get_trials()[0]
     assert (list(after.params), after.constraints) == (["k"], {"gates": -1.0})
     assert after.user_attrs == {"pair": [1, {"2": 3}]}  # as JSON gives it back
-    study.tell(trial, [0.5, 10.0])
+    storage.store(trial._trial_id)
+    study.tell(0, [0.5, 10.0])
     assert study.get_trials(deepcopy=False)[0].values == [0.5, 10.0]
     assert after.state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_trial_is_stored_whole_or_not_at_all(run_sqlite: Runs) -> None:
+    config = run_sqlite.config()
+    study, storage = cached(run_sqlite.study(config))
+    trial = study.ask()
+    trial.suggest_int("k", 1, 8, log=True)
+    trial.set_user_attr("seed", 7)
+    assert run_sqlite.study(config).get_trials() == []
+    stored = storage.store(trial._trial_id)
+    assert run_sqlite.study(config).get_trials() == study.get_trials() == [stored]
+    assert storage.store(stored._trial_id) == stored  # nothing more to store
+
+
+def test_a_trial_that_waited_is_stored_running_at_last(run_sqlite: Runs) -> None:
+    config = run_sqlite.config()
+    run_sqlite.study(config).enqueue_trial({"k": 3})
+    study, storage = cached(run_sqlite.study(config))
+    trial = study.ask()
+    assert trial.suggest_int("k", 1, 8, log=True) == 3
+    trial.set_user_attr("seed", 7)
+    assert run_sqlite.study(config).get_trials()[0].state == optuna.trial.TrialState.WAITING
+    stored = storage.store(trial._trial_id)
+    assert (stored.state, stored.params, stored.user_attrs) == (optuna.trial.TrialState.RUNNING, {"k": 3}, {"seed": 7})
+    assert run_sqlite.study(config).get_trials() == study.get_trials() == [stored]
+
+
+def test_what_somebody_else_adds_meanwhile_moves_a_trial_to_the_next_number(run_sqlite: Runs) -> None:
+    config = run_sqlite.config()
+    study, storage = cached(run_sqlite.study(config))
+    trial = study.ask()
+    run_sqlite.study(config).enqueue_trial({"k": 3})
+    assert trial.number == 0
+    assert storage.store(trial._trial_id).number == 1
+    assert study.get_trials() == run_sqlite.study(config).get_trials()
+    assert study.ask().number == 0  # which waited
+
+
+def test_a_study_goes_on_when_somebody_enqueues_meanwhile(run_sqlite: Runs) -> None:
+    config = run_sqlite.config(trials=6)
+    study = run_sqlite.study(config)
+
+    def enqueue(job: Job, events: list[Event]) -> list[Event]:
+        if job.trial == 1 and job.until_epoch == 1:
+            run_sqlite.study(config).enqueue_trial({"k": 3})
+        return events
+
+    StudyDriver(config, study, INFO, FakeExecutor(enqueue), []).run()
+    trials = run_sqlite.study(config).get_trials()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
+    assert [trial.params["k"] for trial in trials if "fixed_params" in trial.system_attrs][-1] == 3

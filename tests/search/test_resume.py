@@ -14,7 +14,6 @@ from search.jobs import Job
 from search.storage import TrialView, trial_views
 from search.training import EpochRecord
 from search.workers import Event, InlineExecutor, Progress
-from spaces import SPACES, Known
 from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured, tiny_candidate
 
 WRITES = (
@@ -117,7 +116,7 @@ def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch
     views: list[TrialView] = []
     while not views:
         with monkeypatch.context() as patch:
-            kill_after(12, patch)
+            kill_after(4, patch)
             try:
                 views = run(FakeExecutor(num_workers=2), **LIMITS[limit])
             except Killed:
@@ -127,11 +126,11 @@ def test_a_second_kill_while_going_on(run: Runs, monkeypatch: pytest.MonkeyPatch
     check_whole(views)
 
 
-@pytest.mark.parametrize(("sampler", "step"), [("random", 3), ("nsga2", 13), ("qmc", 13), ("tpe", 17)])
+@pytest.mark.parametrize(("sampler", "step"), [("random", 1), ("nsga2", 4), ("qmc", 4), ("tpe", 7)])
 def test_a_deterministic_study_is_the_same_after_a_kill_before_any_write(
     run: Runs, monkeypatch: pytest.MonkeyPatch, sampler: str, step: int
 ) -> None:
-    """In the midst of a batch, of a trial's parameters, of the decisions at a rung: same trials, values and order."""
+    """In the midst of a batch, of the decisions at a rung: same trials, values and order."""
     monkeypatch.setattr(study_module, "ASKED_AT_ONCE", 4)
     options: dict[str, Any] = {"trials": 14 if sampler == "tpe" else 7, "sampler": sampler, "deterministic": True}
     options |= {"gates": "raw", "max_gates": 2200}  # some are rejected
@@ -152,22 +151,43 @@ def test_a_deterministic_study_is_the_same_after_a_kill_before_any_write(
         assert listed(run(FakeExecutor(num_workers=2), **options)) == whole, (number, written[number])
 
 
-def test_a_trial_left_waiting_is_asked_with_its_own_seed(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between enqueueing a configuration that leaves parameters to the sampler, and asking for it."""
-    known = Known("partial", "a test", {"k": 3, "kernel_1": 5})
-    monkeypatch.setitem(SPACES, "tiny", replace(SPACES["tiny"], known=(*SPACES["tiny"].known, known)))
-    options = {"trials": 4, "sampler": "random"}
+def test_a_trial_that_somebody_else_enqueued_is_asked_first_and_never_lost(
+    run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Optuna's own `enqueue_trial` and its dashboard do: some parameters are given, the sampler draws the others."""
+    options: dict[str, Any] = {"trials": 4, "sampler": "random"}
+
+    def enqueued() -> None:
+        run.memory = InMemoryStorage()
+        run(FakeExecutor(), **{**options, "trials": 2})
+        run.study(run.config(**options)).enqueue_trial({"k": 3, "kernel_1": 5}, user_attrs={"by": "hand"})
+
+    enqueued()
     with monkeypatch.context() as patch:
         written = kill_after(1_000_000, patch)
-        whole = [view.params for view in run(FakeExecutor(), **options)]
-    created = [place for place, name in enumerate(written) if name == "create_new_trial"]
-    run.memory = InMemoryStorage()
-    with monkeypatch.context() as patch:
-        kill_after(created[1] + 1, patch)
-        with pytest.raises(Killed):
-            run(FakeExecutor(), **options)
-    assert trial_views(run.study(run.config(**options)), "total")[1].state == "waiting"
-    assert [view.params for view in run(FakeExecutor(), **options)] == whole
+        whole = run(FakeExecutor(), **options)
+    assert [view.state for view in whole] == ["complete"] * 4
+    assert (whole[2].params["k"], whole[2].params["kernel_1"], whole[2].attrs["by"]) == (3, 5, "hand")
+    for number in range(len(written)):
+        enqueued()
+        with monkeypatch.context() as patch:
+            kill_after(number, patch)
+            with pytest.raises(Killed):
+                run(FakeExecutor(), **options)
+        views = run(FakeExecutor(), **options)
+        assert [view.state for view in views] == ["complete"] * 4, (number, written[number])
+        assert whole[2].frozen.system_attrs["fixed_params"].items() <= views[2].params.items()
+        assert views[2].attrs["by"] == "hand"
+        assert views[3].params == whole[3].params
+
+
+def test_a_trial_that_another_program_asked_is_drawn_and_trained(run: Runs) -> None:
+    run(FakeExecutor(), trials=2)
+    other = run.study(run.config(trials=3)).ask()
+    other.suggest_int("k", 2, 5)
+    views = run(FakeExecutor(), trials=4)
+    assert [view.state for view in views] == ["complete"] * 4
+    assert views[2].params["k"] == other.params["k"]
 
 
 def test_a_kill_behind_the_last_attempt_leaves_no_fourth(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
