@@ -3,7 +3,8 @@
     python -m benchmarks.stopping --json benchmarks/results/stopping.json
 
 Of every sampler, a study for each patience (trials that must come after one before it is told that it stopped) and each
-way to tell it: COMPLETE with the values of its last rung, PRUNED, or FAIL. With infinite patience nobody is told, in
+way to tell it: COMPLETE with the values of its last rung, PRUNED, or FAIL. Told COMPLETE, samplers see what a trial
+measured at its last rung while it waits; otherwise only once it is told. With infinite patience nobody is told, in
 `none` nobody stops, and random search does not listen: there all are the same. A study runs until its trials have spent
 the compute of `--budget` average trials of the full budget; with gp, whose models take a second a trial and more, of
 fewer, and with fewer seeds (`SLOW`). Its worth is the hypervolume of the front that its user is
@@ -80,6 +81,10 @@ class Telling(StudyDriver):
 
     telling: str = "complete"
 
+    def _preview(self, view: TrialView, values: list[float], violations: dict[str, float]) -> None:
+        if self.telling == "complete":
+            super()._preview(view, values, violations)
+
     def _stop(self, number: int) -> None:
         if self.telling == "complete":
             super()._stop(number)
@@ -87,7 +92,7 @@ class Telling(StudyDriver):
         self._set_attr(number, "stopped_at_rung", self._view(number).epoch)
         self.study.tell(number, state=TrialState.PRUNED if self.telling == "pruned" else TrialState.FAIL)
         self.checkpoints.remove(number)
-        del self._views[number]
+        self._views.pop(number, None)
 
 
 def main() -> None:
@@ -142,12 +147,20 @@ def ways(samplers: Sequence[str], patiences: Sequence[str], tellings: Sequence[s
 
 
 def best_patience(results: Sequence[dict[str, Any]]) -> float:
-    """The finite one of the largest median hypervolume, its mean over the samplers, stopped trials told complete."""
-    medians: dict[str, list[float]] = {}
+    """The longest finite one that is not worse than the best, stopped trials told complete.
+
+    By the mean over the samplers of median hypervolumes; not worse is within a standard error of the best one's mean
+    (the rule of Breiman et al. 1984 for choosing among equals: a trial that waits costs a checkpoint, and may go on).
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
     for row in results:
         if row["patience"] in FINITE and row.get("telling", "complete") == "complete":
-            medians.setdefault(row["patience"], []).append(row["hypervolume"])
-    return FINITE[max(medians, key=lambda patience: statistics.mean(medians[patience]))]
+            rows.setdefault(row["patience"], []).append(row)
+    means = {patience: statistics.mean(row["hypervolume"] for row in own) for patience, own in rows.items()}
+    best = max(means, key=lambda patience: means[patience])
+    variances = [math.pi / 2 * statistics.variance(row["hypervolumes"]) / row["n"] for row in rows[best]]  # of medians
+    least = means[best] - math.sqrt(sum(variances)) / len(variances)
+    return max(FINITE[patience] for patience, mean in means.items() if mean >= least)
 
 
 def worth(surrogate: Surrogate, way: Way, seed: int, num_workers: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ class CachedStorage(BaseStorage):
     def __init__(self, stored: BaseStorage, study_id: int) -> None:
         self._stored, self._study_id = stored, study_id
         self._held: set[int] = set()  # asked and not stored; the ids of new ones are below zero
+        self._previews: dict[int, FrozenTrial] = {}
         self._read_all()
 
     def store(self, trial_id: int) -> FrozenTrial:
@@ -38,6 +39,23 @@ class CachedStorage(BaseStorage):
             self._held.remove(trial_id)
             trial_id = self._store_new(trial_id) if trial_id < 0 else self._store_waiting(trial_id)
         return self._trials[trial_id]
+
+    def preview(self, trial_id: int, values: Sequence[float], constraints: dict[str, float]) -> None:
+        """Until the trial is told, the study is shown as if it had been, with these values.
+
+        Samplers then learn from what it has measured so far, however long it waits to go on; its own state is running.
+        """
+        trial = self._trials[trial_id]
+        seen = optuna.trial.create_trial(
+            values=list(values),
+            params=dict(trial.params),
+            distributions=dict(trial.distributions),
+            user_attrs=dict(trial.user_attrs),
+            system_attrs=dict(trial.system_attrs),
+            constraints={name: value for name, value in constraints.items() if name not in trial.constraints},
+        )
+        seen.number, seen._trial_id, seen.datetime_start = trial.number, trial_id, trial.datetime_start
+        self._previews[trial_id] = seen
 
     def _store_new(self, held_id: int) -> int:
         trial = self._trials.pop(held_id)
@@ -75,7 +93,8 @@ class CachedStorage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = [trial for trial in self._trials.values() if states is None or trial.state in states]
+        seen = (self._previews.get(trial_id, trial) for trial_id, trial in self._trials.items())
+        trials = [trial for trial in seen if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -92,6 +111,7 @@ class CachedStorage(BaseStorage):
         if trial_id not in self._held:
             changed = self._stored.set_trial_state_values(trial_id, state, values)
             self._trials[trial_id] = self._stored.get_trial(trial_id)  # the database says when it was
+            self._previews.pop(trial_id, None)
             return changed
         trial = self._changed(trial_id)
         trial.state, trial.values = state, values

@@ -2,10 +2,10 @@
 
 A trial that reached a rung goes on as soon as it is among the best 1/reduction of all that ever reached it. Until then
 it waits there, its checkpoint kept: others that come later may prove to be worse, and with every `reduction` of them
-one more goes on. It stops once `patience` trials asked after it have been there and it still is not among the best:
-samplers learn from a trial only when it is told. `PATIENCE` is the one of the largest hypervolume at equal compute,
-over the samplers on imitated digits trials (benchmarks/results/stopping.json: little tells 0 from 9; waiting to the end
-gave less, and no early stopping least). Judged by trial numbers and measurements alone, never by the clock.
+one more goes on. It stops once `patience` trials asked after it have been there and it still is not among the best,
+which frees its checkpoint; samplers see what it measured from the first. `PATIENCE` is the longest that was not worse
+at equal compute, over the samplers on imitated digits trials (benchmarks/results/stopping.json; no early stopping was
+worst). Judged by trial numbers and measurements alone, never by the clock.
 
 Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934.
 """

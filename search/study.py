@@ -98,6 +98,7 @@ class StudyDriver:
         self._known: deque[Known] = deque(known for known in self.space.known if known.name not in used)
         self._starts: deque[Start] = deque(left_to_ask(self.study, views))
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else float("inf")
+        self._left_running = running(self.study)
         for view in views:
             for rung in self.rungs:
                 self._enter(view, rung)
@@ -108,9 +109,8 @@ class StudyDriver:
         Raises:
             Failure: no candidate fits the limits, or trial after trial fails with an error.
         """
-        left_running = running(self.study)
-        self.checkpoints.keep_only(trial.number for trial in left_running)
-        for trial in left_running:
+        self.checkpoints.keep_only(trial.number for trial in self._left_running)
+        for trial in self._left_running:
             self._readopt(trial)
         if self.config.deterministic and self._num_counted % ASKED_AT_ONCE:
             self._ask_batch()  # a kill cut it short: what comes after it is to find it whole
@@ -303,11 +303,17 @@ class StudyDriver:
             del self._errors[older]
 
     def _enter(self, view: TrialView, rung: int) -> None:
-        """What a trial measured at a rung, for the comparison with others."""
+        """What a trial measured at a rung, for the comparison with others and for samplers to learn from."""
         if view.at_rung(rung) is not None:
+            values, violations = self._values(view, rung), self._violations(view, rung)
             signs = [1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives]
-            point = [sign * value for sign, value in zip(signs, self._values(view, rung), strict=True)]
-            self.ladder.reached(view.number, rung, point, self._violations(view, rung).get(self._limited, 0.0))
+            point = [sign * value for sign, value in zip(signs, values, strict=True)]
+            self.ladder.reached(view.number, rung, point, violations.get(self._limited, 0.0))
+            if view.frozen.state == TrialState.RUNNING:
+                self._preview(view, values, violations)
+
+    def _preview(self, view: TrialView, values: list[float], violations: dict[str, float]) -> None:
+        self._storage.preview(self._ids[view.number], values, violations)
 
     def _arrive(self, number: int, epoch: int) -> None:
         """A trial is at a rung, and nothing is decided about it."""

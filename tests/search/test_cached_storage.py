@@ -26,7 +26,7 @@ class Compare:
         self.num_trials: list[int] = []
 
     def trial_changed(self, trial: TrialView) -> None:
-        held = self.driver.study.get_trials()
+        held = [self.driver._storage.get_trial(trial_id) for trial_id in self.driver._ids.values()]
         assert held == self.stored.get_trials()
         self.num_trials.append(len(held))
 
