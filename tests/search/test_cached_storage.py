@@ -131,3 +131,43 @@ def test_a_study_goes_on_when_somebody_enqueues_meanwhile(run_sqlite: Runs) -> N
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
     assert [trial.params["k"] for trial in trials if "fixed_params" in trial.system_attrs][-1] == 3
+
+
+def test_samplers_see_what_a_trial_has_measured_until_it_is_told(run_sqlite: Runs) -> None:
+    config = run_sqlite.config()
+    study, storage = cached(run_sqlite.study(config))
+    trial = study.ask()
+    trial.suggest_int("k", 1, 8, log=True)
+    trial_id = storage.store(trial._trial_id)._trial_id
+    storage.preview(trial_id, [0.4, 20.0], {"gates": 3.0})
+    (seen,) = study.get_trials()
+    assert (seen.state, seen.values, seen.constraints) == (
+        optuna.trial.TrialState.COMPLETE,
+        [0.4, 20.0],
+        {"gates": 3.0},
+    )
+    assert (seen.number, seen.params) == (0, trial.params)
+    assert study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) == []
+    assert run_sqlite.study(config).get_trials() == [storage.get_trial(trial_id)]  # running, without values
+    study.tell(0, [0.5, 10.0])
+    assert study.get_trials() == run_sqlite.study(config).get_trials()
+    assert study.get_trials()[0].values == [0.5, 10.0]
+
+
+def test_a_driver_shows_every_rung_to_the_sampler(run_sqlite: Runs) -> None:
+    """Those that wait and those that went on."""
+    options = {**OPTIONS, "trials": 9, "max_gates": None}
+
+    class Watch(Compare):
+        def trial_changed(self, trial: TrialView) -> None:
+            seen = self.driver.study.get_trials(deepcopy=False)[trial.number]
+            if trial.records and trial.state != "failed":
+                assert seen.values == [trial.acc_discrete, trial.gates]
+                self.num_trials.append(trial.state == "running")
+
+    watch = Watch()
+    for trials in (6, 9):
+        config = run_sqlite.config(**{**options, "trials": trials})
+        watch.driver = StudyDriver(config, run_sqlite.study(config), INFO, FakeExecutor(num_workers=2), [watch])
+        watch.driver.run()
+    assert any(watch.num_trials)
