@@ -6,7 +6,8 @@ The real driver on sqlite with MLflow's sqlite and the display's lines, over wor
 is the mean of the last 100 of 500 at the budget of digits_small, the first 400 made in memory, at random, and copied.
 By the clock, and in time of the processor: they differ by what waits for the disk and for a machine that others use.
 Then trials of one epoch a second over Ray actors, in a process of its own for each, beside Ray Tune with OptunaSearch:
-reused actors, no callbacks, no result files.
+reused actors, no callbacks, no result files. Both with TPE of the same settings, whose own mathematics is in both, and
+at random, where what is left is what they cost themselves.
 """
 
 import argparse
@@ -138,11 +139,11 @@ class NoTrainingExecutor(RayExecutor):
         self._starting[actor.ready.remote()] = (actor, time.monotonic())
 
 
-def driver_s(trials: int, with_mlflow: bool) -> float:
+def driver_s(trials: int, sampler: str, with_mlflow: bool = False) -> float:
     """Seconds of a study of one-epoch trials, accuracy alone, over two actors that are up."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        config = study_config(trials=trials, epochs=1, objectives=("accuracy",), workers=NUM_WORKERS)
+        config = study_config(trials=trials, epochs=1, objectives=("accuracy",), workers=NUM_WORKERS, sampler=sampler)
         observers: list[Observer] = [_tracker(config, folder)] if with_mlflow else []
         executor = NoTrainingExecutor(config, load_dataset(config.dataset, None, None))
         try:
@@ -153,7 +154,7 @@ def driver_s(trials: int, with_mlflow: bool) -> float:
             executor.close()
 
 
-def ray_tune_s(trials: int) -> float:
+def ray_tune_s(trials: int, sampler: str) -> float:
     """Seconds of Ray Tune with OptunaSearch, on the same space."""
     os.environ |= {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -182,7 +183,7 @@ def ray_tune_s(trials: int) -> float:
         tuner = tune.Tuner(
             Nothing,
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(_sample, metric="accuracy", mode="max", sampler=_tpe()),
+                search_alg=OptunaSearch(_sample, metric="accuracy", mode="max", sampler=SAMPLERS[sampler]()),
                 num_samples=trials,
                 max_concurrent_trials=NUM_WORKERS,
                 reuse_actors=True,
@@ -200,14 +201,16 @@ def _sample(trial: optuna.Trial) -> None:
     study_config().search_space.sample(trial)
 
 
-def _tpe() -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(seed=0, multivariate=True, group=True, constant_liar=True)
-
-
+SAMPLERS: Final[dict[str, Callable[[], optuna.samplers.BaseSampler]]] = {
+    "tpe": lambda: optuna.samplers.TPESampler(seed=0, multivariate=True, group=True, constant_liar=True),
+    "random": lambda: optuna.samplers.RandomSampler(seed=0),
+}
 WAYS: Final[dict[str, Callable[[int], float]]] = {
-    "driver over Ray actors": lambda trials: driver_s(trials, with_mlflow=False),
-    "driver over Ray actors, with MLflow": lambda trials: driver_s(trials, with_mlflow=True),
-    "Ray Tune with OptunaSearch": ray_tune_s,
+    "driver over Ray actors, tpe": lambda trials: driver_s(trials, "tpe"),
+    "driver over Ray actors, tpe, with MLflow": lambda trials: driver_s(trials, "tpe", with_mlflow=True),
+    "Ray Tune with OptunaSearch, tpe": lambda trials: ray_tune_s(trials, "tpe"),
+    "driver over Ray actors, random": lambda trials: driver_s(trials, "random"),
+    "Ray Tune with OptunaSearch, random": lambda trials: ray_tune_s(trials, "random"),
 }
 
 
