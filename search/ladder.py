@@ -17,7 +17,7 @@ import numpy as np
 
 from .rungs import survivors
 
-PATIENCE: Final = 9
+PATIENCE: Final = 3
 
 
 class Verdict(NamedTuple):
