@@ -82,7 +82,7 @@ class Telling(StudyDriver):
     telling: str = "complete"
 
     def _preview(self, view: TrialView, values: list[float], violations: dict[str, float]) -> None:
-        if self.telling == "complete":
+        if self.telling == "complete" and self.ladder.reduction > 1:
             super()._preview(view, values, violations)
 
     def _stop(self, number: int) -> None:

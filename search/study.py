@@ -309,7 +309,7 @@ class StudyDriver:
             signs = [1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives]
             point = [sign * value for sign, value in zip(signs, values, strict=True)]
             self.ladder.reached(view.number, rung, point, violations.get(self._limited, 0.0))
-            if view.frozen.state == TrialState.RUNNING:
+            if view.frozen.state == TrialState.RUNNING and self.config.early_stopping == "halving":
                 self._preview(view, values, violations)
 
     def _preview(self, view: TrialView, values: list[float], violations: dict[str, float]) -> None:
