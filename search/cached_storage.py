@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class CachedStorage(BaseStorage):
-    """Reads each trial once. A trial that is asked is in memory until `store`, which stores it whole; whatever else is
-    written is in the database before it is seen here.
+    """Reads each trial once. One that is enqueued or asked is in memory until `store`, which stores it whole; whatever
+    else is written is in the database before it is seen here.
 
-    What others add to the study meanwhile is seen by the next session.
+    What others add to the study meanwhile is seen by the next session, or once it takes the number of a trial here.
     """
 
     def __init__(self, stored: BaseStorage, study_id: int) -> None:
@@ -33,7 +33,8 @@ class CachedStorage(BaseStorage):
     def store(self, trial_id: int) -> FrozenTrial:
         """An asked trial, as it is stored from now on: a new one in one transaction, one that waited running at last.
 
-        Its number is another one than before where somebody else has added a trial meanwhile.
+        Its number is another one than before where somebody else has added a trial meanwhile; its seed, drawn with it,
+        is not. Of one that waited a kill may leave some parameters, the sampler then draws the others anew.
         """
         if trial_id in self._held:
             self._held.remove(trial_id)
@@ -45,24 +46,19 @@ class CachedStorage(BaseStorage):
 
         Samplers then learn from what it has measured so far, however long it waits to go on; its own state is running.
         """
-        trial = self._trials[trial_id]
-        seen = optuna.trial.create_trial(
-            values=list(values),
-            params=dict(trial.params),
-            distributions=dict(trial.distributions),
-            user_attrs=dict(trial.user_attrs),
-            system_attrs=dict(trial.system_attrs),
-            constraints={name: value for name, value in constraints.items() if name not in trial.constraints},
-        )
-        seen.number, seen._trial_id, seen.datetime_start = trial.number, trial_id, trial.datetime_start
+        seen = self.get_trial(trial_id)
+        seen.state, seen.values, seen.datetime_complete = TrialState.COMPLETE, list(values), seen.datetime_start
+        for name, value in constraints.items():
+            if name not in seen.constraints:  # as it is where a driver was killed before it told the trial
+                seen.set_constraint(name, value)
         self._previews[trial_id] = seen
 
     def _store_new(self, held_id: int) -> int:
-        trial = self._trials.pop(held_id)
-        trial_id = self._stored.create_new_trial(self._study_id, trial)
-        if self._stored.get_trial_number_from_id(trial_id) == trial.number:
-            trial._trial_id = trial_id
-            self._trials[trial_id] = trial
+        held = self._trials.pop(held_id)
+        trial_id = self._stored.create_new_trial(self._study_id, held)
+        stored = self._stored.get_trial(trial_id)
+        if stored.number == held.number:
+            self._trials[trial_id] = stored
         else:
             self._read_all()
         return trial_id
@@ -89,6 +85,9 @@ class CachedStorage(BaseStorage):
         trial.user_attrs, trial.system_attrs = dict(trial.user_attrs), dict(trial.system_attrs)
         trial.intermediate_values = dict(trial.intermediate_values)
         return trial
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return next(trial_id for trial_id, trial in self._trials.items() if trial.number == trial_number)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -131,10 +130,7 @@ class CachedStorage(BaseStorage):
         trial.distributions = trial.distributions | {param_name: distribution}
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        if trial_id not in self._held:
-            self._stored.set_trial_intermediate_value(trial_id, step, intermediate_value)
-        trial = self._changed(trial_id)
-        trial.intermediate_values = trial.intermediate_values | {step: intermediate_value}
+        raise NotImplementedError("what a trial measures is stored a rung at a time, as an attribute")
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         if trial_id not in self._held:

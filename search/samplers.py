@@ -6,7 +6,7 @@ from typing import Final
 from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from spaces.space import Range, Space
 
@@ -44,6 +44,18 @@ class _WholeSpaceQMC(QMCSampler):
         return self._trial
 
 
+class _OrderedNSGAII(NSGAIISampler):
+    """Parents by number, whoever found them: Optuna stores their ids, and what a kill lets be read from them is in
+    another order. A trial that was a parent with what it had measured, and failed since, is none any more.
+    """
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        parents = super().get_parent_population(study, generation)
+        return sorted(
+            (trial for trial in parents if trial.state == TrialState.COMPLETE), key=lambda trial: trial.number
+        )
+
+
 def _distribution(domain: Range) -> BaseDistribution:
     if isinstance(domain.low, int) and isinstance(domain.high, int):
         return IntDistribution(domain.low, domain.high, log=domain.log)
@@ -54,7 +66,7 @@ SAMPLERS: Final[dict[str, Callable[[Space, int, int], BaseSampler]]] = {
     "tpe": lambda space, study_seed, trial: TPESampler(
         seed=derived_seed(study_seed, trial, 1), multivariate=True, group=True, constant_liar=True
     ),
-    "nsga2": lambda space, study_seed, trial: NSGAIISampler(
+    "nsga2": lambda space, study_seed, trial: _OrderedNSGAII(
         seed=derived_seed(study_seed, trial, 1), population_size=POPULATION
     ),
     "gp": lambda space, study_seed, trial: GPSampler(seed=derived_seed(study_seed, trial, 1)),

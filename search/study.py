@@ -89,7 +89,6 @@ class StudyDriver:
         self._ids = {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
         self._views: dict[int, TrialView] = {}  # of trials that are not told yet
         views = trial_views(self.study, config.gates)
-        self._waiting = deque(view.number for view in views if view.state == "waiting")  # Optuna asks them first
         drawn = [view for view in views if view.state == "rejected" or view.candidate is not None]
         self._rejected_in_a_row = len([*takewhile(lambda view: view.state == "rejected", reversed(drawn))])
         self._num_counted = sum(view.counts for view in views)
@@ -168,7 +167,8 @@ class StudyDriver:
     def _ask(self) -> None:
         """A new trial that may be trained; those that may not are stored as rejected and not counted."""
         for _ in range(MAX_REJECTED_IN_A_ROW):
-            number = self._waiting.popleft() if self._waiting else self._enqueue()
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))  # Optuna asks the first
+            number = waiting[0].number if waiting else self._enqueue()
             self.study.sampler = sampler_for(self._sampler, self.space, self.config.seed, number)
             self._num_counted += 1
             problem = self._start(self.study.ask())
@@ -181,13 +181,14 @@ class StudyDriver:
 
     def _enqueue(self) -> int:
         """What is to be tried before anything is sampled, if any is left; the number of the trial to be asked."""
+        number = len(self.study.get_trials(deepcopy=False))
         if self._known:
             known = self._known.popleft()
             self.study.enqueue_trial(known.params, user_attrs={"known": known.name})
         elif self._starts:
             start = self._starts.popleft()
             self.study.enqueue_trial(start.params, user_attrs={"warm_start": start.source})
-        return len(self._ids)
+        return number
 
     @property
     def _sampler(self) -> str:
@@ -313,6 +314,7 @@ class StudyDriver:
                 self._preview(view, values, violations)
 
     def _preview(self, view: TrialView, values: list[float], violations: dict[str, float]) -> None:
+        """Which `benchmarks.stopping` leaves out."""
         self._storage.preview(self._ids[view.number], values, violations)
 
     def _arrive(self, number: int, epoch: int) -> None:

@@ -102,11 +102,9 @@ class Tracker:
         run = self._runs.get(trial.number)
         return (
             run is not None
-            and bool(run.data.params)
-            and (
-                (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH), run.info.status, run.info.end_time)
-                == (trial.state, str(trial.epoch), STATUS.get(trial.state, "FAILED"), _end_ms(trial))
-            )
+            and (bool(run.data.params) or not logged_params(trial))
+            and (run.data.tags.get("state"), run.data.tags.get(TAG_LOGGED_EPOCH)) == (trial.state, str(trial.epoch))
+            and (run.info.status, run.info.end_time) == (STATUS.get(trial.state, "FAILED"), _end_ms(trial))
         )
 
     def _try(self, action: Callable[[], None]) -> None:

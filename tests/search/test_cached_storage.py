@@ -1,17 +1,20 @@
 """The trials that a driver holds in memory are the ones in the database, at any time."""
 
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 
+from search import samplers
 from search.cached_storage import cached
 from search.jobs import Job
 from search.storage import TrialView
 from search.study import StudyDriver
 from search.training import EpochRecord
 from search.workers import Event
-from tests.search.tiny import INFO, FakeExecutor, Runs, broken
+from spaces import SPACES, Known
+from tests.search.tiny import BASELINE, INFO, FakeExecutor, Runs, broken
 
 OPTIONS: dict[str, Any] = {"trials": 14, "gates": "total", "max_gates": 1300, "seed": 2}
 
@@ -156,13 +159,19 @@ def test_samplers_see_what_a_trial_has_measured_until_it_is_told(run_sqlite: Run
 
 def test_a_driver_shows_every_rung_to_the_sampler(run_sqlite: Runs) -> None:
     """Those that wait and those that went on."""
-    options = {**OPTIONS, "trials": 9, "max_gates": None}
+    options = {**OPTIONS, "trials": 9, "min_accuracy": 0.2}
 
     class Watch(Compare):
         def trial_changed(self, trial: TrialView) -> None:
             seen = self.driver.study.get_trials(deepcopy=False)[trial.number]
             if trial.records and trial.state != "failed":
                 assert seen.values == [trial.acc_discrete, trial.gates]
+                assert trial.acc_discrete is not None and trial.gates is not None
+                limits = {"gates/total": trial.gates - 1300.0, "val/acc_discrete": 0.2 - trial.acc_discrete}
+                assert seen.constraints == limits
+                alike = ("number", "params", "distributions", "datetime_start")
+                assert [getattr(seen, name) for name in alike] == [getattr(trial.frozen, name) for name in alike]
+                assert trial.frozen.system_attrs.items() <= seen.system_attrs.items()
                 self.num_trials.append(trial.state == "running")
 
     watch = Watch()
@@ -171,3 +180,52 @@ def test_a_driver_shows_every_rung_to_the_sampler(run_sqlite: Runs) -> None:
         watch.driver = StudyDriver(config, run_sqlite.study(config), INFO, FakeExecutor(num_workers=2), [watch])
         watch.driver.run()
     assert any(watch.num_trials)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_parent_that_fails_after_it_was_seen_is_none_any_more(
+    run_sqlite: Runs, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """NSGA-II keeps the numbers of its parents; one that was seen with its first rung may have no values in the end."""
+    monkeypatch.setattr(samplers, "POPULATION", 4)
+
+    def fails_late(job: Job, events: list[Event]) -> list[Event]:
+        return broken(job, False, "nan") if job.until_epoch == 3 and job.trial % 3 == 1 else events
+
+    config = run_sqlite.config(trials=40, sampler="nsga2", seed=seed)
+    StudyDriver(config, run_sqlite.study(config), INFO, FakeExecutor(fails_late, num_workers=6), []).run()
+    trials = run_sqlite.study(config).get_trials()
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
+
+
+def test_a_given_value_outside_its_range_is_trained(run_sqlite: Runs) -> None:
+    """Optuna warns of it and takes it; so does a session that goes on with it."""
+    config = run_sqlite.config(trials=2)
+    run_sqlite.study(config).enqueue_trial({"tau_c": 30.0, "kernel_1": 3, "k": 3})
+    with pytest.warns(UserWarning, match="out of the distribution|out of range|is out of"):
+        StudyDriver(config, run_sqlite.study(config), INFO, FakeExecutor(), []).run()
+    assert [trial.state.name for trial in run_sqlite.study(config).get_trials()] == ["COMPLETE"] * 2
+
+
+def test_somebody_enqueues_while_known_configurations_are_tried(
+    run_sqlite: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [Known(f"known {k}", "a test", {**BASELINE, "k": k}) for k in (2, 3, 5)]
+    monkeypatch.setitem(SPACES, "tiny", replace(SPACES["tiny"], known=(*SPACES["tiny"].known, *known)))
+    config = run_sqlite.config(trials=7, sampler="random")
+
+    def enqueue(job: Job, events: list[Event]) -> list[Event]:
+        if job.until_epoch == 1 and job.trial in (0, 2):
+            run_sqlite.study(config).enqueue_trial({"k": 4, "outputs_per_class": 9 + job.trial})
+        return events
+
+    StudyDriver(config, run_sqlite.study(config), INFO, FakeExecutor(enqueue), []).run()
+    trials = run_sqlite.study(config).get_trials()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    assert [trial.user_attrs["known"] for trial in trials if "known" in trial.user_attrs] == [
+        "published",
+        "known 2",
+        "known 3",
+        "known 5",
+    ]

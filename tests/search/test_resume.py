@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage
 
+from search import samplers
 from search import study as study_module
 from search.checkpoints import Checkpoints
 from search.jobs import Job
@@ -18,6 +19,7 @@ from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured, ti
 
 WRITES = (
     "create_new_trial",
+    "set_study_system_attr",
     "set_study_user_attr",
     "set_trial_param",
     "set_trial_user_attr",
@@ -132,7 +134,9 @@ def test_a_deterministic_study_is_the_same_after_a_kill_before_any_write(
 ) -> None:
     """In the midst of a batch, of the decisions at a rung: same trials, values and order."""
     monkeypatch.setattr(study_module, "ASKED_AT_ONCE", 4)
-    options: dict[str, Any] = {"trials": 14 if sampler == "tpe" else 7, "sampler": sampler, "deterministic": True}
+    monkeypatch.setattr(samplers, "POPULATION", 4)  # three generations
+    num_trials = {"tpe": 14, "nsga2": 15}.get(sampler, 7)
+    options: dict[str, Any] = {"trials": num_trials, "sampler": sampler, "deterministic": True}
     options |= {"gates": "raw", "max_gates": 2200}  # some are rejected
 
     def listed(views: list[TrialView]) -> list[Any]:
