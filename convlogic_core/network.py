@@ -72,6 +72,9 @@ class _FastWays:
         return type(self), ()
 
     def of(self, model: nn.Module, x: Tensor) -> _Ways | None:
+        """None where there are none: off the CPU, or where the model is no plain stack."""
+        if x.device.type != "cpu":
+            return None
         key = premises(model), x.shape[1:]
         if key != self._key:
             self._key, self._held, self._ways = key, [*model.parameters(), *model.buffers()], None
