@@ -1,6 +1,7 @@
 """Which implementation runs an op: a native extension where it was built, the reference elsewhere."""
 
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Final
@@ -151,6 +152,15 @@ def _warn_once_without_cuda() -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def is_like(tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+    """Whether it is a plain tensor of these on the CPU. Kernels are given addresses: anything else is misread."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout == torch.strided
+        and (tensor.dtype, tensor.device.type, tensor.shape) == (dtype, "cpu", tuple(shape))
+    )
 
 
 def version_of(tensor: torch.Tensor) -> object:
