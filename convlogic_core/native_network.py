@@ -48,8 +48,9 @@ class NativeNetwork:
         self._input_shape = tuple(input_shape)
         self._num_classes = stack.head.k
         num_logits = NUM_LOGITS[self._layers[0].parametrization]
+        self._selections = [block.selection.contiguous().detach() for block in stack.conv]
         self._shapes: list[tuple[int, ...]] = [
-            (len(block.selection), block.selection.shape[1] - 1, num_logits) for block in stack.conv
+            (len(selection), selection.shape[1] - 1, num_logits) for selection in self._selections
         ]
         self._shapes += [(len(layer.indices_0), num_logits) for layer in stack.dense]
         self._coefficients_of: tuple[object, ...] = ()
@@ -58,8 +59,7 @@ class NativeNetwork:
     @cached_property
     def _network(self) -> Any:
         network = native().Network(image=self._input_shape, num_classes=self._num_classes, tau=self._stack.head.tau)
-        for block in self._stack.conv:
-            selection = block.selection.contiguous()
+        for block, selection in zip(self._stack.conv, self._selections, strict=True):
             network.add_conv(
                 selection=selection.data_ptr(),
                 kernels=selection.shape[0],
@@ -75,7 +75,7 @@ class NativeNetwork:
             gate_rows=gate_rows.data_ptr(),
             trees=len(leaves),
             gates=gate_rows.shape[1],
-            layer_sizes=[len(layer.indices_0) for layer in self._stack.dense],
+            layer_sizes=[shape[0] for shape in self._shapes[len(self._selections) :]],
         )
         return network
 

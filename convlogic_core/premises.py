@@ -19,8 +19,8 @@ def premises(model: nn.Module) -> list[object]:
     """Equal for as long as nothing but the values of weights has changed.
 
     That is: modules and their attributes (of those that are not plain the type alone), whether there are hooks,
-    whether parameters are trained, and where buffers, as wiring is, lie, how, and their versions. It holds modules, not
-    buffers: whoever keeps it keeps those, or another may come to lie where one has lain.
+    whether parameters are trained, and which buffers there are, as wiring is, where they lie, and their versions. It
+    holds modules, not buffers: whoever keeps it keeps those, or another may come to lie where one has lain.
     """
     found: list[object] = []
     for module in model.modules():
@@ -36,7 +36,7 @@ def premises(model: nn.Module) -> list[object]:
                 found.append(parameter.requires_grad)
         for buffer in attributes["_buffers"].values():
             if buffer is not None:
-                found += (buffer.data_ptr(), buffer.dtype, buffer.shape, buffer.stride(), version_of(buffer))
+                found += (id(buffer), buffer.data_ptr(), version_of(buffer))
     return found
 
 

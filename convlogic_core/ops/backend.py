@@ -1,7 +1,6 @@
 """Which implementation runs an op: a native extension where it was built, the reference elsewhere."""
 
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Final
@@ -154,12 +153,14 @@ def _warn_once_without_cuda() -> None:
         )
 
 
-def is_like(tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+def is_like(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     """Whether it is a plain tensor of these on the CPU. Kernels are given addresses: anything else is misread."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.dtype == dtype
+        and tensor.shape == shape
         and tensor.layout == torch.strided
-        and (tensor.dtype, tensor.device.type, tensor.shape) == (dtype, "cpu", tuple(shape))
     )
 
 
