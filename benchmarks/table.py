@@ -18,20 +18,22 @@ def step_table() -> str:
     for row in report["results"]:
         rows.setdefault((row["preset"], row["batch"]), {})[row["way"], row["parametrization"]] = row
     lines = [
-        "| network, batch | gates | training loop | share of the multiply limit | public layers | torchlogix |",
-        "|---|---|---|---|---|---|",
+        "| network, batch | gates | training loop | share of the multiply limit | plain loop | in nn.Sequential "
+        "| torchlogix |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (preset, batch), ways in rows.items():
         peer = ways.get(("torchlogix", "softmax"))
         for parametrization in ("softmax", "iwp"):
-            network, layers = ways.get(("network", parametrization)), ways.get(("layers", parametrization))
-            if not network or not layers:
+            if ("network", parametrization) not in ways:
                 continue
+            network, model, layers = (ways[way, parametrization] for way in ("network", "model", "layers"))
             cells = [
                 f"{preset}, {batch}",
                 parametrization,
                 _speed(network),
                 f"{network['share_of_limit']:.0%}",
+                _speed(model),
                 _speed(layers),
                 f"{peer['images_per_second']:,.0f} images/s" if peer and parametrization == "softmax" else "",
             ]
@@ -93,10 +95,39 @@ def synthesis_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def studies_table() -> str:
+    """Markdown: a line for each way of results/digits_studies.json."""
+    report = json.loads((RESULTS / "digits_studies.json").read_text())
+    lines = [
+        "| digits_small at equal compute | hypervolume | of the test set | trials | compute saved |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["results"]:
+        cells = f"{row['hypervolume']:.3f} | {row['test_hypervolume']:.3f} | {row['trials']:.0f} | {row['saved']:.0%}"
+        lines.append(f"| {row['way']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def driver_table() -> str:
+    """Markdown: a line for each row of results/driver.json."""
+    report = json.loads((RESULTS / "driver.json").read_text())
+    lines = ["| driver | a trial |", "|---|---|"]
+    for row in report["results"]:
+        if "way" in row:
+            lines.append(f"| {row['way']}, one epoch, TPE | {row['trials_per_second']:.1f} trials/s |")
+        else:
+            number = f"trials {report['trials'] - row['n']} to {report['trials']}"
+            lines.append(f"| {row['sampler']}, {row['objectives']}, {number} | {row['wall_ms']:.0f} ms |")
+    return "\n".join(lines) + "\n"
+
+
 def _speed(row: dict[str, Any]) -> str:
     ratio = f" ({row['times_torchlogix']:.0f}x)" if "times_torchlogix" in row else ""
     return f"{row['images_per_second']:,.0f} images/s{ratio}"
 
 
+TABLES: Final = (step_table, circuit_table, counting_table, synthesis_table, studies_table, driver_table)
+
 if __name__ == "__main__":
-    print(step_table(), circuit_table(), counting_table(), synthesis_table(), sep="\n", end="")
+    for table in TABLES:
+        print(table())

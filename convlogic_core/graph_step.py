@@ -69,7 +69,8 @@ class GraphStep:
         (group,) = self._plain.optimizer.param_groups
         states = [self._plain.optimizer.state.get(parameter, {}) for parameter in group["params"]]
         moments = [value for state in states for value in state.values()]
-        return [group["lr"], *group["params"], *moments, *self._plain.model.buffers()]
+        model = self._plain.model
+        return [group["lr"], *group["params"], *moments, *model.parameters(), *model.buffers()]
 
     def _present_premises(self) -> list[object]:
         """All that a graph of the step depends on and does not read anew at every replay."""

@@ -4,7 +4,8 @@ Shapes: N images, C planes, H W image, B batch.
 """
 
 import math
-import threading
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,63 +13,76 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.optim import AdamW
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .ops.backend import batch_innermost, native, native_built, use_native, version_of
+from .ops.backend import batch_innermost, is_like, native, native_built, version_of
 from .ops.output_size import tree_output_size
+from .parametrization import NUM_LOGITS
 from .plain_stack import PlainStack, forest_of
 
 
 class NativeNetwork:
-    """A plain stack as one native network; its parameters stay the layers', its wiring is copied."""
+    """A plain stack as one native network, built when first used; parameters stay the layers', wiring is copied."""
 
     @classmethod
     def of(cls, stack: PlainStack, input_shape: tuple[int, ...]) -> "NativeNetwork | None":
         """None where the stack cannot be run as a whole on planes of this shape (C, H, W).
 
-        It takes conv blocks and dense layers that are one forest, trainable, float32, on the CPU.
+        It takes conv blocks and dense layers that are one forest. What it asks of weights, which may be replaced, is
+        `takes_weights`.
         """
-        if not _fits(stack, input_shape) or not native_built() or len(stack.conv) > native().max_convs:
-            return None
-        weights = [layer.weights for layer in stack.layers]
-        wiring = forest_of(stack.dense)
         if (
-            wiring is None
-            or not all(use_native(stack.implementation, weight) and weight.dtype == torch.float32 for weight in weights)
-            or not all(weight.is_contiguous() and weight.requires_grad for weight in weights)
+            not native_built()
+            or len(stack.conv) > native().max_convs
+            or stack.implementation not in ("auto", "cpu")
             or any(layer.grad_factor != 1.0 for layer in stack.conv)
             or len({layer.parametrization for layer in stack.layers}) > 1
+            or not isinstance(stack.head.tau, (int, float))  # a tensor may want a gradient
+            or not _fits(stack, input_shape)
         ):
             return None
-        return cls(stack, wiring, input_shape)
+        wiring = forest_of(stack.dense)
+        return cls(stack, wiring, input_shape) if wiring else None
 
     def __init__(self, stack: PlainStack, wiring: tuple[Tensor, Tensor], input_shape: tuple[int, ...]) -> None:
-        self._layers = stack.layers
+        self._stack, self._wiring, self._layers = stack, wiring, stack.layers
         self._input_shape = tuple(input_shape)
         self._num_classes = stack.head.k
+        num_logits = NUM_LOGITS[self._layers[0].parametrization]
+        self._selections = [block.selection.contiguous().detach() for block in stack.conv]
+        self._shapes: list[tuple[int, ...]] = [
+            (len(selection), selection.shape[1] - 1, num_logits) for selection in self._selections
+        ]
+        self._shapes += [(len(layer.indices_0), num_logits) for layer in stack.dense]
         self._coefficients_of: tuple[object, ...] = ()
-        self._num_computed = 0  # times
-        self._lock = threading.Lock()
-        self._network = native().Network(image=input_shape, num_classes=stack.head.k, tau=stack.head.tau)
-        for block in stack.conv:
-            selection = block.selection.contiguous()
-            self._network.add_conv(
+        self._held: list[Tensor] = []
+
+    @cached_property
+    def _network(self) -> Any:
+        network = native().Network(image=self._input_shape, num_classes=self._num_classes, tau=self._stack.head.tau)
+        for block, selection in zip(self._stack.conv, self._selections, strict=True):
+            network.add_conv(
                 selection=selection.data_ptr(),
-                kernels=block.out_channels,
-                gates=2**block.tree_depth - 1,
+                kernels=selection.shape[0],
+                gates=selection.shape[1] - 1,
                 kernel=block.kernel,
                 stride=block.stride,
                 padding=block.padding,
                 pool=block.pool,
             )
-        leaves, gate_rows = (indices.contiguous() for indices in wiring)
-        self._network.set_forest(
+        leaves, gate_rows = (indices.contiguous() for indices in self._wiring)
+        network.set_forest(
             leaves=leaves.data_ptr(),
             gate_rows=gate_rows.data_ptr(),
             trees=len(leaves),
             gates=gate_rows.shape[1],
-            layer_sizes=[layer.out_dim for layer in stack.dense],
+            layer_sizes=[shape[0] for shape in self._shapes[len(self._selections) :]],
         )
+        return network
+
+    def takes_weights(self) -> bool:
+        """Whether all layers' weights are trainable, and as the kernels read them."""
+        weights = self._weights()
+        return self._readable(weights) and all(weight.requires_grad for weight in weights)
 
     def estimator(self) -> str:
         """The layers' own; "gumbel" where they differ, which no native network computes."""
@@ -79,9 +93,8 @@ class NativeNetwork:
         """Bring the network's coefficients up to date with the logits, where anything else has changed them."""
         discrete = not soft and self.estimator() == "ste"
         if self._coefficients_of != self._state(discrete):
-            self._network.compute_coefficients(**self._logits(), discrete=discrete)
-            self._coefficients_of = self._state(discrete)
-            self._num_computed += 1
+            self._network.compute_coefficients(**self._logits(self._weights()), discrete=discrete)
+            self._remember(discrete)
 
     def forget_coefficients(self) -> None:
         """Have them computed anew: the logits were changed by something that torch does not count."""
@@ -116,20 +129,20 @@ class NativeNetwork:
     def trains_on(self, x: Tensor) -> bool:
         """Whether `differentiable_scores` of x (B, C, H, W) are what the layers compute, and all that they compute."""
         return (
-            type(x) is Tensor
-            and not is_in_torch_dispatch_mode()
-            and (x.dtype, x.device.type, x.requires_grad) == (torch.float32, "cpu", False)
+            is_like(x, torch.float32, (*x.shape[:1], *self._input_shape))
+            and not x.requires_grad
             and len(x) > 0
             and all(layer.training for layer in self._layers)
             and self.estimator() != "gumbel"
+            and self.takes_weights()
         )
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
         """Class scores (B, num_classes) of x (B, C, H, W) in training; gradients go to the layers' weights.
 
-        Nothing but x is kept for the backward pass: activations are computed again, a few samples at a time.
+        x and coefficients are kept for the backward pass: activations are computed again, a few samples at a time.
         """
-        scores: Tensor = _DifferentiableScores.apply(self, x, *(layer.weights for layer in self._layers))
+        scores: Tensor = _DifferentiableScores.apply(self, x, *self._weights())
         return scores
 
     def takes(self, optimizer: AdamW) -> bool:
@@ -137,12 +150,10 @@ class NativeNetwork:
         if type(optimizer) is not AdamW or len(optimizer.param_groups) != 1:
             return False
         (group,) = optimizer.param_groups
-        return not (
-            group["amsgrad"]
-            or group["maximize"]
-            or optimizer._optimizer_step_pre_hooks
-            or optimizer._optimizer_step_post_hooks
-        ) and [id(parameter) for parameter in group["params"]] == [id(layer.weights) for layer in self._layers]
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        if group["amsgrad"] or group["maximize"] or hooks:
+            return False
+        return [*map(id, group["params"])] == [*map(id, self._weights())] and self.takes_weights()
 
     def has_moments(self, optimizer: AdamW) -> bool:
         """Whether the optimizer's state is none yet or of the layers' shapes, all of one step."""
@@ -150,9 +161,7 @@ class NativeNetwork:
         if not any(states):
             return True
         return len({float(state.get("step", -1)) for state in states}) == 1 and all(
-            state[name].shape == layer.weights.shape and state[name].is_contiguous()
-            for state, layer in zip(states, self._layers, strict=True)
-            for name in ("exp_avg", "exp_avg_sq")
+            self._readable([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")
         )
 
     def num_steps(self, optimizer: AdamW) -> float:
@@ -160,7 +169,10 @@ class NativeNetwork:
         return float(optimizer.state[self._layers[0].weights].get("step", 0))
 
     def step(self, optimizer: AdamW) -> None:
-        """AdamW on the logits, with the moments in the optimizer's state; then the coefficients of the new logits."""
+        """AdamW on the logits, with the moments in the optimizer's state; then the coefficients of the new logits.
+
+        The optimizer is one that it `takes`, and it `has_moments`.
+        """
         (group,) = optimizer.param_groups
         states = []
         for layer in self._layers:
@@ -174,7 +186,7 @@ class NativeNetwork:
         discrete = self.estimator() == "ste"
         (beta1, beta2), number = group["betas"], float(states[0]["step"])
         self._network.step(
-            **self._logits(),
+            **self._logits(self._weights()),
             discrete=discrete,
             means=[state["exp_avg"].data_ptr() for state in states],
             variances=[state["exp_avg_sq"].data_ptr() for state in states],
@@ -185,38 +197,52 @@ class NativeNetwork:
             epsilon=group["eps"],
             decay=group["lr"] * group["weight_decay"],
         )
-        self._coefficients_of = self._state(discrete)
+        self._remember(discrete)
 
-    def forward(self, values: Tensor) -> tuple[Tensor, int]:
-        """Class scores (B, num_classes) of values (B, C, H, W), batch-innermost float32 on the CPU, for `backward`.
+    def forward(self, values: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class scores (B, num_classes) in training and coefficients (gates, 4), both of which `backward` needs.
 
-        Coefficients are computed anew, as fused optimizers leave no trace in a tensor's version; the second result
-        says which they are.
+        Args:
+            values: (B, C, H, W) float32 on the CPU, batch-innermost.
+            weights: of all layers.
         """
         scores = torch.empty(len(values), self._num_classes, dtype=torch.float32, device="cpu")
-        with self._lock:
-            self.forget_coefficients()
-            self.compute_coefficients()
-            self._network.forward(
-                values=values.data_ptr(), size=len(values), scores=scores.data_ptr(), threads=torch.get_num_threads()
-            )
-            return scores, self._num_computed
+        coefficients = torch.empty(self._network.num_gates, 4, dtype=torch.float32, device="cpu")
+        self._network.forward(
+            **self._logits(weights),
+            discrete=self.estimator() == "ste",
+            values=values.data_ptr(),
+            size=len(values),
+            coefficients=coefficients.data_ptr(),
+            scores=scores.data_ptr(),
+        )
+        return scores, coefficients
 
-    def backward(self, values: Tensor, grad_scores: Tensor, coefficients: int) -> list[Tensor]:
-        """The gradients of all layers' logits, from that of the scores (B, num_classes) which `forward` gave."""
-        gradients = [torch.empty_like(layer.weights) for layer in self._layers]
-        grad_scores = grad_scores.contiguous()
-        with self._lock:
-            if coefficients != self._num_computed:  # other passes lie between
-                self.forget_coefficients()
-                self.compute_coefficients()
-            self._network.backward(
-                **self._logits(),
-                values=values.data_ptr(),
-                size=len(values),
-                grad_scores=grad_scores.data_ptr(),
-                gradients=[gradient.data_ptr() for gradient in gradients],
-            )
+    def backward(
+        self, grad_scores: Tensor, values: Tensor, coefficients: Tensor, weights: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The gradients of all layers' weights, from that of the scores (B, num_classes) which `forward` gave.
+
+        Raises:
+            ValueError: tensors of another kind than those of `forward`.
+        """
+        size = len(grad_scores)
+        _check("values", values, torch.float32, (size, *self._input_shape))
+        _check("coefficients", coefficients, torch.float32, (self._network.num_gates, 4))
+        _check("grad_scores", grad_scores, torch.float32, (size, self._num_classes))
+        # hooks of saved tensors may give them back in another memory format
+        values, weights = batch_innermost(values), [weight.contiguous() for weight in weights]
+        coefficients, grad_scores = coefficients.contiguous(), grad_scores.contiguous()
+        logits = self._logits(weights)
+        gradients = [torch.empty_like(weight) for weight in weights]
+        self._network.backward(
+            **logits,
+            values=values.data_ptr(),
+            size=size,
+            grad_scores=grad_scores.data_ptr(),
+            coefficients=coefficients.data_ptr(),
+            gradients=[gradient.data_ptr() for gradient in gradients],
+        )
         return gradients
 
     def scores(self, x: Tensor) -> Tensor:
@@ -234,14 +260,38 @@ class NativeNetwork:
         )
         return scores
 
-    def _state(self, discrete: bool) -> tuple[object, ...]:
-        weights = [layer.weights for layer in self._layers]
-        return discrete, *((weight.data_ptr(), version_of(weight)) for weight in weights)
+    def _weights(self) -> list[Tensor]:
+        return [layer.weights for layer in self._layers]
 
-    def _logits(self) -> dict[str, Any]:
+    def _readable(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether kernels read these, one a layer, as the logits that they are or as moments of them."""
+        return all(
+            is_like(tensor, torch.float32, shape) and tensor.is_contiguous()
+            for tensor, shape in zip(tensors, self._shapes, strict=True)
+        )
+
+    def _state(self, discrete: bool) -> tuple[object, ...]:
+        return discrete, *((weight.data_ptr(), version_of(weight)) for weight in self._weights())
+
+    def _remember(self, discrete: bool) -> None:
+        self._coefficients_of = self._state(discrete)
+        self._held = [weight.detach() for weight in self._weights()]  # or others may come to lie where these have lain
+
+    def _logits(self, weights: Sequence[Tensor]) -> dict[str, Any]:
+        """What native calls ask of the weights.
+
+        Raises:
+            ValueError: they are not as the kernels read them.
+        """
+        if not self._readable(weights):
+            kinds = ", ".join(f"{tuple(weight.shape)} of {weight.dtype} on {weight.device}" for weight in weights)
+            shapes = ", ".join(map(str, self._shapes))
+            raise ValueError(
+                f"the native network takes contiguous weights {shapes} of torch.float32 on the CPU, got {kinds}"
+            )
         return {
-            "logits": [layer.weights.data_ptr() for layer in self._layers],
-            "num_logits": self._layers[0].weights.shape[-1],
+            "logits": [weight.data_ptr() for weight in weights],
+            "num_logits": self._shapes[0][-1],
             "threads": torch.get_num_threads(),
         }
 
@@ -250,21 +300,20 @@ class _DifferentiableScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: NativeNetwork, x: Tensor, *weights: Tensor) -> Tensor:
         values = batch_innermost(x)
-        scores, ctx.coefficients = network.forward(values)
+        scores, coefficients = network.forward(values, weights)
         ctx.network = network
-        ctx.save_for_backward(values, *weights)
+        ctx.save_for_backward(values, coefficients, *weights)
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        values, *_ = ctx.saved_tensors  # an error where weights have changed since
-        return None, None, *ctx.network.backward(values, grad_scores, ctx.coefficients)
+        values, coefficients, *weights = ctx.saved_tensors  # an error where weights have changed since
+        return None, None, *ctx.network.backward(grad_scores, values, coefficients, weights)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Kernels are given addresses: whatever does not look like this would be read as if it did."""
-    if tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu":
+    if not is_like(tensor, dtype, shape):
         raise ValueError(
             f"the native network takes {name} {tuple(shape)} of {dtype} on the CPU, "
             f"got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
@@ -277,14 +326,20 @@ def _fits(stack: PlainStack, input_shape: tuple[int, ...]) -> bool:
         return False
     channels, *size = input_shape
     for block in stack.conv:
-        if channels != block.in_channels:
+        selection = block.selection
+        if (
+            channels != block.in_channels
+            or not is_like(selection, torch.int32, selection.shape)
+            or selection.ndim != 2
+            or selection.shape[1] not in (2, 4, 8, 16)
+        ):
             return False
         try:
             size = [*tree_output_size(size, block.kernel, block.stride, block.padding, block.pool)]
         except ValueError:
             return False
-        channels = block.out_channels
-    widths = [channels * math.prod(size), *(layer.out_dim for layer in stack.dense)]
+        channels = len(selection)
+    widths = [channels * math.prod(size), *(len(layer.indices_0) for layer in stack.dense)]
     return (
         all(width == layer.in_dim for width, layer in zip(widths, stack.dense, strict=False))
         and all(below <= 2 * above for below, above in pairwise(widths))

@@ -39,7 +39,7 @@ class NetworkStep:
     def _prepare(self, network: NativeNetwork | None) -> None:
         model = self._plain.model
         self._network, self._built_for = network, premises(model)
-        self._held = [*model.parameters(), *model.buffers()]
+        self._held = [*model.buffers()]
 
     def __call__(self, rows: Tensor, lr: float) -> Tensor:
         if self._built_for != premises(self._plain.model):

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "bindings.h"
@@ -64,9 +65,11 @@ public:
         coefficients_.resize(size_t(4 * num_gates_));
     }
 
-    // Of the logits at these addresses, one a layer in order.
+    int64_t num_gates() const { return num_gates_; }
+
+    // Of the logits at these addresses, one a layer in order; kept here for `gradients` and `scores`.
     void compute_coefficients(const std::vector<Address>& logits, int num_logits, bool discrete, int threads) {
-        update(targets(logits, num_logits), num_logits, discrete, nullptr, threads);
+        write_coefficients(logits, num_logits, discrete, threads, coefficients_.data());
     }
 
     // Moves the logits against the last gradients; moments are updated too. Then the coefficients of the new logits.
@@ -80,29 +83,41 @@ public:
         std::vector<LogitLayer> layers = targets(logits, num_logits);
         for (size_t i = 0; i < layers.size(); ++i)
             layers[i].mean = pointer<float>(means[i]), layers[i].variance = pointer<float>(variances[i]);
-        update(layers, num_logits, discrete, &adamw, threads);
+        CONVLOGIC_DISPATCH(network_update, network(coefficients_.data()), layers.data(), int64_t(layers.size()),
+                           num_logits, discrete, &adamw, partials_.data(), blocks_, threads);
         blocks_ = 1;  // the others are in it now
     }
 
-    // The sum of the cross-entropy over a batch; gradients stay here for `update`.
+    // The sum of the cross-entropy over a batch; the gradients stay here for `step`.
     double gradients(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) {
         if (size < 1) throw std::invalid_argument("gradients need at least one row");
-        sum_gradients(checked(images, num_images, rows, labels, size, threads));
+        const Batch batch = checked(images, num_images, rows, labels, size, threads);
+        const int64_t blocks = num_network_blocks(size);
+        std::array<double, max_network_blocks> losses;
+        blocks_ = 0;
+        partials_.resize(size_t(blocks * num_gates_ * 4));
+        require_memory(CONVLOGIC_DISPATCH(network_gradients, network(coefficients_.data()), batch, losses.data(),
+                                          partials_.data()));
+        blocks_ = blocks;
         double loss = 0;
-        for (const double block : losses_) loss += block;
+        for (int64_t block = 0; block < blocks; ++block) loss += losses[size_t(block)];
         return loss;
     }
 
-    // Class scores [size][classes] of values [input_size][size].
-    void forward(Address values, int64_t size, Address scores, int threads) {
+    // Class scores [size][classes] of values [input_size][size], and the coefficients [num_gates][4] of the logits at
+    // these addresses; nothing stays here.
+    void forward(Address values, int64_t size, const std::vector<Address>& logits, int num_logits, bool discrete,
+                 Address coefficients, Address scores, int threads) const {
+        write_coefficients(logits, num_logits, discrete, threads, pointer<float>(coefficients));
         Batch batch{};
         batch.values = pointer<float>(values), batch.size = size, batch.threads = threads;
-        require_memory(CONVLOGIC_DISPATCH(network_scores, network(), batch, pointer<float>(scores)));
+        require_memory(
+            CONVLOGIC_DISPATCH(network_scores, network(pointer<float>(coefficients)), batch, pointer<float>(scores)));
     }
 
     // From the gradient of these scores those of the logits, one a layer in order.
-    void backward(Address values, int64_t size, Address grad_scores, const std::vector<Address>& logits,
-                  const std::vector<Address>& gradients, int num_logits, int threads) {
+    void backward(Address values, int64_t size, Address grad_scores, const std::vector<Address>& logits, int num_logits,
+                  Address coefficients, const std::vector<Address>& gradients, int threads) const {
         std::vector<LogitLayer> layers = targets(logits, num_logits);
         if (gradients.size() != layers.size() || size < 1)
             throw std::invalid_argument("the gradients of " + std::to_string(layers_.size()) +
@@ -111,16 +126,19 @@ public:
         Batch batch{};
         batch.values = pointer<float>(values), batch.grad_scores = pointer<float>(grad_scores);
         batch.size = size, batch.threads = threads;
-        sum_gradients(batch);
-        CONVLOGIC_DISPATCH(network_logit_gradients, network(), layers.data(), int64_t(layers.size()), num_logits,
-                           partials_.data(), blocks_, threads);
-        blocks_ = 0;  // no step is to use these
+        const Network net = network(pointer<float>(coefficients));
+        const int64_t blocks = num_network_blocks(size);
+        const std::unique_ptr<float[]> partials(new float[size_t(blocks * num_gates_ * 4)]);
+        require_memory(CONVLOGIC_DISPATCH(network_gradients, net, batch, nullptr, partials.get()));
+        CONVLOGIC_DISPATCH(network_logit_gradients, net, layers.data(), int64_t(layers.size()), num_logits,
+                           partials.get(), blocks, threads);
     }
 
     void scores(Address images, int64_t num_images, Address scores, int threads) {
         Batch batch{};
         batch.images = pointer<uint8_t>(images), batch.size = num_images, batch.threads = threads;
-        require_memory(CONVLOGIC_DISPATCH(network_scores, network(), batch, pointer<float>(scores)));
+        require_memory(
+            CONVLOGIC_DISPATCH(network_scores, network(coefficients_.data()), batch, pointer<float>(scores)));
     }
 
 private:
@@ -128,13 +146,6 @@ private:
         std::vector<int32_t> places;
         int64_t first_gate, gates;
     };
-
-    void sum_gradients(const Batch& batch) {
-        blocks_ = num_network_blocks(batch.size);
-        partials_.resize(size_t(blocks_ * num_gates_ * 4));
-        losses_.resize(size_t(blocks_));
-        require_memory(CONVLOGIC_DISPATCH(network_gradients, network(), batch, losses_.data(), partials_.data()));
-    }
 
     std::vector<LogitLayer> targets(const std::vector<Address>& logits, int num_logits) const {
         if (logits.size() != layers_.size() || (num_logits != 16 && num_logits != 4))
@@ -149,12 +160,14 @@ private:
         return targets;
     }
 
-    void update(const std::vector<LogitLayer>& layers, int num_logits, bool discrete, const AdamW* adamw, int threads) {
-        CONVLOGIC_DISPATCH(network_update, network(), layers.data(), int64_t(layers.size()), num_logits, discrete,
-                           adamw, partials_.data(), adamw ? blocks_ : 0, threads);
+    void write_coefficients(const std::vector<Address>& logits, int num_logits, bool discrete, int threads,
+                            float* coefficients) const {
+        const std::vector<LogitLayer> layers = targets(logits, num_logits);
+        CONVLOGIC_DISPATCH(network_update, network(coefficients), layers.data(), int64_t(layers.size()), num_logits,
+                           discrete, nullptr, nullptr, 0, threads);
     }
 
-    Network network() {
+    Network network(float* coefficients) const {
         const auto [channels, height, width] = image_;
         return {convs_.data(),
                 int64_t(convs_.size()),
@@ -167,7 +180,7 @@ private:
                 num_classes_,
                 num_gates_,
                 tau_,
-                coefficients_.data()};
+                coefficients};
     }
 
     Batch checked(Address images, int64_t num_images, Address rows, Address labels, int64_t size, int threads) const {
@@ -197,7 +210,6 @@ private:
     int64_t num_gates_ = 0, trees_ = 0, first_forest_gate_ = 0, blocks_ = 0;
     int depth_ = 0;
     std::vector<float> coefficients_, partials_;
-    std::vector<double> losses_;
 };
 
 }  // namespace
@@ -213,6 +225,7 @@ void bind_network(py::module_& module) {
              arg("kernel"), arg("stride"), arg("padding"), arg("pool"))
         .def("set_forest", &NativeNetwork::set_forest, py::kw_only(), arg("leaves"), arg("gate_rows"), arg("trees"),
              arg("gates"), arg("layer_sizes"))
+        .def_property_readonly("num_gates", &NativeNetwork::num_gates)
         .def("compute_coefficients", &NativeNetwork::compute_coefficients, release_gil(), py::kw_only(), arg("logits"),
              arg("num_logits"), arg("discrete"), arg("threads"))
         .def("step", &NativeNetwork::step, release_gil(), py::kw_only(), arg("logits"), arg("means"), arg("variances"),
@@ -221,9 +234,10 @@ void bind_network(py::module_& module) {
         .def("gradients", &NativeNetwork::gradients, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
              arg("rows"), arg("labels"), arg("size"), arg("threads"))
         .def("forward", &NativeNetwork::forward, release_gil(), py::kw_only(), arg("values"), arg("size"),
-             arg("scores"), arg("threads"))
+             arg("logits"), arg("num_logits"), arg("discrete"), arg("coefficients"), arg("scores"), arg("threads"))
         .def("backward", &NativeNetwork::backward, release_gil(), py::kw_only(), arg("values"), arg("size"),
-             arg("grad_scores"), arg("logits"), arg("gradients"), arg("num_logits"), arg("threads"))
+             arg("grad_scores"), arg("logits"), arg("num_logits"), arg("coefficients"), arg("gradients"),
+             arg("threads"))
         .def("scores", &NativeNetwork::scores, release_gil(), py::kw_only(), arg("images"), arg("num_images"),
              arg("scores"), arg("threads"));
 }

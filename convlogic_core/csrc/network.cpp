@@ -238,6 +238,7 @@ void read_score_gradients(const Network& net, const Batch& batch, int64_t first,
                 first + lane < batch.size ? batch.grad_scores[(first + lane) * net.num_classes + k] / net.tau : 0;
 }
 
+// As far as the class scores, unless their gradient is given.
 void forward_group(const Network& net, const Batch& batch, int64_t first, const Workspace& work) {
     read_group(net, batch, first, work);
     forward_convs(net, work);
@@ -292,13 +293,13 @@ bool network_gradients(const Network& net, const Batch& batch, double* losses, f
             if (!complete) continue;
             float* sums = partials + block * net.num_gates * 4;
             const int64_t begin = block * groups / blocks, end = (block + 1) * groups / blocks;
-            losses[block] = 0;
+            if (!batch.grad_scores) losses[block] = 0;
             for (int64_t group = begin; group < end; ++group) {
                 forward_group(net, batch, group * group_lanes, work);
-                if (batch.labels)
-                    losses[block] += cross_entropy(net, batch, group * group_lanes, work.classes);
-                else
+                if (batch.grad_scores)
                     read_score_gradients(net, batch, group * group_lanes, work.classes);
+                else
+                    losses[block] += cross_entropy(net, batch, group * group_lanes, work.classes);
                 memset(work.grad_features, 0, size_t(net.features * group_lanes) * sizeof(float));
                 with_depth(net.depth,
                            [&](auto depth) { backward_forest<depth.number>(net, work, sums, group > begin); });

@@ -38,7 +38,7 @@ struct Network {
     float* coefficients;  // [num_gates][4]: conv blocks in order, then the forest tree by tree
 };
 
-// Of images and values, and of labels and grad_scores, one is null.
+// Of images and values one is null. Of labels and grad_scores one is, too, for gradients; both are for scores.
 struct Batch {
     const uint8_t* images;     // planes of zeros and ones, [image][input_size] ...
     const float* values;       // ... or planes of any values, [input_size][size]
@@ -80,7 +80,7 @@ struct AdamW {
     bool network_scores(const Network&, const Batch&, float* scores);                                         \
     /* Coefficient gradients of the mean cross-entropy over the batch, or what grad_scores lead to, in        \
        partials [num_network_blocks][num_gates][4]; the sum of the cross-entropy over each block's samples in \
-       losses. */                                                                                             \
+       losses, null with grad_scores. */                                                                      \
     bool network_gradients(const Network&, const Batch&, double* losses, float* partials);                    \
     /* Adds the other blocks of partials to the first and writes the gradients of the logits. */              \
     void network_logit_gradients(const Network&, const LogitLayer*, int64_t num_layers, int num_logits,       \

@@ -153,6 +153,17 @@ def _warn_once_without_cuda() -> None:
         )
 
 
+def is_like(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether it is a plain tensor of these on the CPU. Kernels are given addresses: anything else is misread."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.dtype == dtype
+        and tensor.shape == shape
+        and tensor.layout == torch.strided
+    )
+
+
 def version_of(tensor: torch.Tensor) -> object:
     """What is equal for as long as the tensor is not changed in place; without versions (`inference_mode`) never."""
     return object() if tensor.is_inference() else tensor._version

@@ -118,7 +118,9 @@ def tree_backward(
     """The gradients of x, (0,) where nobody needs it, and of the coefficients."""
     shape = _tree_shape(x, coefficients, grad_y.shape, stride, padding, pool)
     wiring, start, edges = tree_fan_out(selection, x.shape[1], (kernel[0], kernel[1]))
-    grad_y, x, coefficients = batch_innermost(grad_y), batch_innermost(x), aligned(coefficients)
+    # hooks of saved tensors may give them back in another memory format
+    grad_y, x, winner = batch_innermost(grad_y), batch_innermost(x), batch_innermost(winner)
+    coefficients = aligned(coefficients)
     grad_x = batch_innermost_empty(x, *x.shape[1:]) if needs_grad_x else x.new_empty(0)
     grad_coefficients = torch.empty_like(coefficients)
     num_leaves, cells = wiring.numel(), grad_y.shape[2] * grad_y.shape[3]

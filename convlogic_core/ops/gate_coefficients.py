@@ -58,6 +58,7 @@ def _fake_forward(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _cpu_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    _check_unchanged(grad_coefficients, logits)
     grad_coefficients, logits = grad_coefficients.contiguous(), logits.contiguous()
     grad_logits = torch.empty_like(logits)
     native().gate_coefficients_backward(
@@ -67,6 +68,21 @@ def _cpu_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torc
         **_sizes(logits),
     )
     return grad_logits
+
+
+def _cuda_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    _check_unchanged(grad_coefficients, logits)
+    return cuda.cuda_coefficients_backward(grad_coefficients, logits)
+
+
+def _check_unchanged(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> None:
+    """`module.half()` and `.data` change saved logits and leave no trace in their version."""
+    fits = logits.shape[-1:] in ((16,), (4,)) and grad_coefficients.shape == (*logits.shape[:-1], 4)
+    if not fits or grad_coefficients.dtype != logits.dtype:
+        raise ValueError(
+            f"gate_coefficients was given logits of {tuple(grad_coefficients.shape[:-1])} gates, "
+            f"{grad_coefficients.dtype}; at its backward pass they are {tuple(logits.shape)} of {logits.dtype}"
+        )
 
 
 def _fake_backward(grad_coefficients: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -92,7 +108,7 @@ def _autograd(ctx: Any, grad_coefficients: torch.Tensor) -> torch.Tensor:
     return grad_logits
 
 
-_backward = Op("gate_coefficients_backward", _cpu_backward, _fake_backward, cuda.cuda_coefficients_backward)
+_backward = Op("gate_coefficients_backward", _cpu_backward, _fake_backward, _cuda_backward)
 _forward = Op(
     "gate_coefficients", _cpu_forward, _fake_forward, cuda.cuda_coefficients_forward, _setup_context, _autograd
 )

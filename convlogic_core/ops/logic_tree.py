@@ -194,7 +194,8 @@ def _cpu_backward(
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and of the coefficients; the first is empty, (0,), where nobody needs it."""
-    grad_y, x = batch_innermost(grad_y), batch_innermost(x)
+    # hooks of saved tensors may give them back in another memory format
+    grad_y, x, winner = batch_innermost(grad_y), batch_innermost(x), batch_innermost(winner)
     selection, coefficients = selection.contiguous(), coefficients.contiguous()
     grad_x = batch_innermost_empty(x, *x.shape[1:]) if needs_grad_x else x.new_empty(0)
     grad_coefficients = torch.empty_like(coefficients)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 class Op:
-    """Where something traces (a compiler, a mode, tensors of another kind) torch's dispatcher is asked, else nobody.
+    """Where something follows operations (see `traced`, or tensors of another kind) torch's dispatcher is asked.
 
     Args:
         name: of the op in torch.ops.convlogic; its schema is read from the annotations of `cpu`.
@@ -40,7 +40,8 @@ class Op:
         self._direct = _function(self._run, setup_context, gradient) if gradient and setup_context else self._run
 
     def __call__(self, *inputs: Any) -> Any:
-        return self._dispatched(*inputs) if _traced(inputs) else self._direct(*inputs)
+        foreign = any(isinstance(value, Tensor) and type(value) not in (Tensor, Parameter) for value in inputs)
+        return self._dispatched(*inputs) if foreign or traced() else self._direct(*inputs)
 
     def _run(self, *inputs: Any) -> Any:
         kernel = self._kernels[inputs[0].device.type]
@@ -62,9 +63,11 @@ def _function(
     return apply
 
 
-def _traced(inputs: tuple[Any, ...]) -> bool:
+def traced() -> bool:
+    """Whether something follows each operation: a compiler, a tracer, a mode, a function transform."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or is_in_torch_dispatch_mode()
-        or any(isinstance(value, Tensor) and type(value) not in (Tensor, Parameter) for value in inputs)
+        or torch._C._are_functorch_transforms_active()
     )

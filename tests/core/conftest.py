@@ -1,5 +1,8 @@
+from unittest.mock import Mock
+
 import pytest
 
+from convlogic_core.native_network import NativeNetwork
 from convlogic_core.ops.backend import check_implementation
 
 
@@ -24,3 +27,11 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def fastest() -> str:
     """The backend to use where the test is about something else and takes many gates."""
     return "cpu" if native_is_built() else "python"
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Counts the forward passes in which a network ran as a whole."""
+    spy = Mock(side_effect=NativeNetwork.differentiable_scores, autospec=True)
+    monkeypatch.setattr(NativeNetwork, "differentiable_scores", lambda network, x: spy(network, x))
+    return spy

@@ -1,5 +1,7 @@
 """A small network, its data, and the layers that every faster way must agree with."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +40,25 @@ def native_step(model: nn.Module, x: Tensor, y: Tensor) -> tuple[NetworkStep, to
 def layers_of(spec: ModelSpec, seed: int) -> nn.Sequential:
     """The network of a spec as its layers, one after the other."""
     return nn.Sequential(*build_model(spec, seed).children())
+
+
+def images(batch: int, seed: int = 1) -> Tensor:
+    """Anything between 0 and 1, not bits alone."""
+    return torch.rand(batch, *SPEC.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients_of(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [*torch.autograd.grad(loss(model(x)), [*model.parameters()])]
+
+
+def some_loss(scores: Tensor) -> Tensor:
+    weights = torch.linspace(-1, 2, scores.numel()).view_as(scores)
+    return (scores * weights).sum() + (scores**2).mean()
+
+
+def check_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-4) -> None:
+    """Gradients of early layers are small: each tensor is compared on its own scale."""
+    for a, b in zip(found, expected, strict=True):
+        error, greatest = float((a - b).detach().abs().max()), float(b.detach().abs().max())
+        assert greatest > 0, f"no gradient reaches {tuple(b.shape)}"
+        assert error <= tolerance * greatest, f"{tuple(b.shape)}: {error} off, the greatest is {greatest}"

@@ -86,7 +86,8 @@ def test_wide_vectors_without_openmp(tmp_path: Path) -> None:
     module = str(tmp_path / "_native.so")
     run(compiler, "-shared", *objects, "-o", module)
     options = ["-q", "-p", "no:cacheprovider", "-k", "not (opcheck or compiles or python or errors)"]
-    tests = ["tests/ops", "tests/core/test_training_step.py", "tests/core/test_packed.py"]
+    core = ("network", "network_step", "native_network", "training_step", "packed")
+    tests = ["tests/ops", *(f"tests/core/test_{name}.py" for name in core)]
     output = run(sys.executable, "-c", RUN_TESTS, module, *options, *tests)
     passed = re.search(r"(\d+) passed", output)
     assert passed and int(passed[1]) > 200 and "skipped" not in output, output

@@ -15,42 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from convlogic_core import build_model, set_estimator, soft_evaluation
-from convlogic_core.native_network import NativeNetwork
 from convlogic_core.ops.backend import native, native_built
 
-from .small_networks import SPEC, adamw, data, layers_of
+from .small_networks import SPEC, adamw, check_close, data, gradients_of, images, layers_of, some_loss
 
 pytestmark = pytest.mark.skipif(not native_built(), reason="native networks need the extension")
-
-
-@pytest.fixture
-def whole(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """Counts the forward passes in which a network ran as a whole."""
-    spy = Mock(side_effect=NativeNetwork.differentiable_scores, autospec=True)
-    monkeypatch.setattr(NativeNetwork, "differentiable_scores", lambda network, x: spy(network, x))
-    return spy
-
-
-def images(batch: int, seed: int = 1) -> Tensor:
-    """Anything between 0 and 1, not bits alone."""
-    return torch.rand(batch, *SPEC.input_shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gradients_of(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    return [*torch.autograd.grad(loss(model(x)), [*model.parameters()])]
-
-
-def some_loss(scores: Tensor) -> Tensor:
-    weights = torch.linspace(-1, 2, scores.numel()).view_as(scores)
-    return (scores * weights).sum() + (scores**2).mean()
-
-
-def check_close(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-4) -> None:
-    """Gradients of early layers are small: each tensor is compared on its own scale."""
-    for a, b in zip(found, expected, strict=True):
-        error, greatest = float((a - b).abs().max()), float(b.abs().max())
-        assert greatest > 0, f"no gradient reaches {tuple(b.shape)}"
-        assert error <= tolerance * greatest, f"{tuple(b.shape)}: {error} off, the greatest is {greatest}"
 
 
 @pytest.mark.parametrize("estimator", ["soft", "ste"])

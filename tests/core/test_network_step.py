@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from convlogic_core import ConvSpec, DenseSpec, ModelSpec, build_model, set_estimator
@@ -40,14 +40,16 @@ def check_same_gradients(
     expected_loss = PlainStep(of_layers, expected, x, y)(rows, 0.05)
     step, optimizer = native_step(of_network, x, y)
     loss = step(rows, 0.05)
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-5)
     for a, b in zip(of_layers.parameters(), of_network.parameters(), strict=True):
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
             of_a, of_b = expected.state[a][moment], optimizer.state[b][moment]
             greatest = float(of_a.abs().max())
             assert greatest > 0 or not reaches_all, f"no gradient reaches {tuple(a.shape)}"
             error = float((of_b - of_a).abs().max())
-            assert error <= tolerance * greatest, f"{moment} {tuple(a.shape)}: {error} off, the greatest is {greatest}"
+            assert error <= power * tolerance * greatest, (
+                f"{moment} {tuple(a.shape)}: {error} off, the greatest is {greatest}"
+            )
 
 
 @pytest.mark.parametrize("estimator", ["soft", "ste"])
@@ -72,6 +74,9 @@ def test_gradients_are_those_of_the_layers(parametrization: str, batch: int, est
     num_dense=st.integers(1, 4),
     parametrization=st.sampled_from(["softmax", "iwp"]),
 )
+@example(1, 6, 11, [(1, 1, 1, 0, 3, False), (5, 1, 1, 0, 1, False)], 1, "softmax")
+@example(1, 6, 6, [(1, 1, 1, 1, 1, False), (4, 1, 1, 2, 1, False)], 1, "softmax")
+@example(1, 10, 13, [(1, 1, 1, 0, 1, False), (5, 1, 1, 0, 1, False)], 1, "iwp")
 def test_gradients_agree_for_any_plain_stack(
     channels: int,
     height: int,
@@ -88,7 +93,8 @@ def test_gradients_agree_for_any_plain_stack(
         flat = ModelSpec((channels, height, width), conv, (), 1, 1.0).flat_features
         widest = -(-flat // 2**num_dense) * 2 ** (num_dense - 1)
         dense = tuple(DenseSpec(2 * widest >> i, residual_init=False) for i in range(num_dense))
-        spec = ModelSpec((channels, height, width), conv, dense, 2, 1.5, parametrization)
+        # scores up to 4: a greater one is less exact, and the softmax's gradient in its tail by as much relatively
+        spec = ModelSpec((channels, height, width), conv, dense, 2, dense[-1].out_dim / 8, parametrization)
     except ValueError:
         assume(False)
     # stacks in which terms of the gradients cancel are less exact; all leaves of a block may lie in the padding

@@ -18,13 +18,13 @@ spec = ModelSpec((4, 96, 96), (ConvSpec(64, tree_depth=1),), (DenseSpec(80000), 
 model = build_model(spec, 0)
 x, y = torch.zeros(40, 4, 96, 96, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64)
 step = NetworkStep.of(model, torch.optim.AdamW(model.parameters()), x, y)
-rows = torch.arange(40)
+network, rows = step._network._network, torch.arange(40)  # made before memory is short
 
 unlimited = resource.getrlimit(resource.RLIMIT_AS)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), unlimited[1]))
 try:
-    step._network._network.gradients(
+    network.gradients(
         images=x.data_ptr(), num_images=40, rows=rows.data_ptr(), labels=y.data_ptr(), size=40, threads=1
     )
 except torch.OutOfMemoryError as error:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,12 +163,22 @@ def make_amsgrad(optimizer: torch.optim.AdamW) -> None:
         state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
 
 
+def transposed(layer: Any) -> torch.Tensor:
+    weights: torch.Tensor = layer.weights.detach().mT.contiguous().mT
+    return weights
+
+
 LATER: dict[str, tuple[bool, Callable[[Any, torch.optim.AdamW], object]]] = {
     "nothing": (False, lambda model, optimizer: None),
     "a larger window": (False, lambda model, optimizer: vars(model[0]).update(kernel=(5, 3), padding=(2, 1))),
     "tau": (False, lambda model, optimizer: setattr(model[-1], "tau", 0.3)),
     "implementation": (True, lambda model, optimizer: [setattr(layer, "implementation", "python") for layer in model]),
     "grad_factor": (True, lambda model, optimizer: setattr(model[1], "grad_factor", 2.0)),
+    "another forward": (True, lambda model, optimizer: setattr(model[0], "forward", model[0].forward)),
+    "weights elsewhere": (False, lambda model, optimizer: setattr(model[0].weights, "data", -model[0].weights.data)),
+    "transposed weights": (True, lambda model, optimizer: setattr(model[4].weights, "data", transposed(model[4]))),
+    "numpy's tau": (False, lambda model, optimizer: setattr(model[-1], "tau", np.float64(0.3))),
+    "a tensor tau": (True, lambda model, optimizer: setattr(model[-1], "tau", torch.tensor(0.3))),
     "a frozen layer": (True, lambda model, optimizer: model[0].weights.requires_grad_(False)),
     "a hook of weights": (True, lambda model, optimizer: model[0].weights.register_hook(lambda grad: 2 * grad)),
     "amsgrad": (True, lambda model, optimizer: make_amsgrad(optimizer)),
@@ -181,3 +192,14 @@ LATER: dict[str, tuple[bool, Callable[[Any, torch.optim.AdamW], object]]] = {
 def test_what_model_and_optimizer_become_between_steps_is_seen(change: str) -> None:
     expected, make = LATER[change]
     assert goes_through_the_layers(make) is expected
+
+
+@pytest.mark.parametrize("kind", [NetworkStep.of, PlainStep])
+def test_weights_cut_short_between_steps_are_an_error(kind: Callable[..., Any]) -> None:
+    x, y = data(SPEC)
+    model = build_model(SPEC, 3)
+    step = kind(model, adamw(model), x, y)
+    step(torch.arange(9), 0.01)
+    model[4].weights.data = model[4].weights.data[:3]
+    with pytest.raises(ValueError, match="logic_forest needs gate_rows"):
+        step(torch.arange(9), 0.01)

@@ -47,3 +47,13 @@ def test_opcheck(num_logits):
 def test_errors(logits):
     with pytest.raises(ValueError, match=r"\(\.\.\., 16\) or \(\.\.\., 4\)"):
         gate_coefficients(logits, "cpu")
+
+
+@pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t.double(), lambda t: t[:2], lambda t: t[..., :1]])
+def test_logits_changed_before_the_backward_pass(change):
+    """As by `module.half()`: autograd does not see it, and the kernel would read beyond them."""
+    logits = torch.zeros(5, 16, requires_grad=True)
+    coefficients = gate_coefficients(logits, "cpu")
+    logits.data = change(logits.data)
+    with pytest.raises(ValueError, match="at its backward pass"):
+        coefficients.sum().backward()

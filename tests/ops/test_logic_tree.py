@@ -130,6 +130,14 @@ def test_any_strides(isa):
             assert_parity(layout, selection, coefficients, geometry, weight=weight)
 
 
+def test_saved_tensors_in_another_memory_format(isa):
+    x, selection, coefficients, geometry = example(batch=18)
+    expected = run(x, selection, coefficients, geometry, "cpu")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().contiguous(), lambda t: t):
+        found = run(x, selection, coefficients, geometry, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_results_are_batch_innermost():
     x, selection, coefficients, geometry = example(batch=18)
     y, grad_x, _ = run(x, selection, coefficients, geometry, "cpu")

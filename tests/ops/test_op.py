@@ -47,3 +47,9 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(gate_coefficients(logits).square().sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_vmap():
+    logits = torch.randn(3, 9, 16)
+    assert torch.equal(torch.func.vmap(gate_coefficients)(logits), gate_coefficients(logits))

@@ -1,6 +1,5 @@
-"""The driver: exact totals, values, rungs, rejections, failures. What a kill leaves is in test_resume.py."""
+"""The driver: exact totals, values, rungs. What a kill leaves is in test_resume.py."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,13 @@ import pytest
 
 from search import study
 from search.errors import Failure
-from search.jobs import Failed, Job
+from search.jobs import Job
 from search.ladder import PATIENCE
 from search.storage import TrialView, trial_views
 from search.study import StudyDriver
 from search.training import EpochRecord
-from search.workers import Event, Progress, event_of
-from spaces import SPACES, Space
-from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, measured
-
-SAMPLERS = ["tpe", "nsga2", "gp", "random", "qmc"]
-
-
-def counted(views: list[TrialView]) -> int:
-    return sum(view.counts for view in views)
-
-
-def params(views: list[TrialView]) -> list[dict[str, Any]]:
-    return [view.params for view in views]
+from search.workers import Event, Progress
+from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, counted, measured, refusing_from
 
 
 @pytest.mark.parametrize("storage", ["run", "run_sqlite"])
@@ -152,45 +140,6 @@ def test_without_early_stopping_every_trial_has_the_full_budget(run: Runs) -> No
     assert {view.epoch for view in views if view.counts} == {9}
 
 
-@pytest.mark.parametrize(
-    ("sampler", "sessions"),
-    [("tpe", (21,)), ("tpe", (9, 21)), ("random", (9, 21)), ("nsga2", (21,)), ("qmc", (21,)), ("gp", (13,))],
-)
-def test_deterministic_studies_are_the_same_with_any_number_of_workers(
-    run: Runs, sampler: str, sessions: tuple[int, ...]
-) -> None:
-    def rounded(job: Job, events: list[Event]) -> list[Event]:
-        """Ties are common: who came first must not decide them."""
-        return [
-            Progress(job, replace(event.record, acc_discrete=round(event.record.acc_discrete, 1)))
-            if isinstance(event, Progress)
-            else event
-            for event in events
-        ]
-
-    class LastFirst(FakeExecutor):
-        """The order in which jobs end depends on the number of workers."""
-
-        def wait(self, timeout_s: float) -> list[Event]:
-            self._running.reverse()
-            return super().wait(timeout_s)
-
-    studies = []
-    for workers in (1, 2, 5):
-        for trials in sessions:
-            views = run(
-                LastFirst(rounded, num_workers=workers),
-                study=f"with_{workers}",
-                trials=trials,
-                sampler=sampler,
-                deterministic=True,
-                objectives=("accuracy",),
-            )
-        studies.append([(view.params, view.frozen.values, view.records, view.state) for view in views])
-    assert counted(views) == sessions[-1]
-    assert studies[0] == studies[1] == studies[2]
-
-
 def test_stopped_trials_are_complete_for_optuna(run: Runs) -> None:
     """Its samplers read pruned trials badly, and refuse reports with two objectives."""
     stopped = [view for view in run(FakeExecutor(), trials=10) if "stopped_at_rung" in view.attrs]
@@ -208,158 +157,6 @@ def test_a_real_trial_is_stored_as_it_was_trained(run: Runs) -> None:
     assert views[0].candidate is not None
     assert views[0].candidate.train.epochs == 3
     assert list(Path("studies/tiny/checkpoints").iterdir()) == []
-
-
-# Candidates that must not be trained
-
-
-def test_rejected_candidates_are_stored_and_not_counted(run: Runs) -> None:
-    executor = FakeExecutor(num_workers=2)
-    views = run(executor, trials=12, gates="raw", max_gates=2000)
-    rejected = [view for view in views if view.state == "rejected"]
-    assert counted(views) == 12
-    assert {view.frozen.state.name for view in rejected} == {"FAIL"}
-    reasons = [view.attrs["rejected"] for view in rejected]
-    assert any(reason.endswith("raw gates exceed --max-gates 2,000") for reason in reasons)
-    assert any("do not fit together" in reason for reason in reasons)
-    assert {job.trial for job in executor.jobs} == {view.number for view in views if view.counts}
-    # The baseline is what everything is compared with: it runs, however big.
-    assert views[0].state == "complete"
-    assert (views[0].raw_gates or 0) > 2000
-    assert all((view.raw_gates or 0) <= 2000 for view in views[1:] if view.counts)
-
-
-def test_the_same_configuration_is_not_trained_twice(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever parameters it was drawn with: here rates do not matter, and there are 2 * 3 * 8 networks at most."""
-    tiny = SPACES["tiny"]
-
-    def build(params: Any, *rest: Any) -> Any:
-        fixed = {"lr": 0.01, "parametrization": "softmax", "tau_c": 1.0}
-        return tiny.build({**params, **fixed, "k": params["k"] // 3 + 2}, *rest)
-
-    monkeypatch.setitem(SPACES, "tiny", Space(**{**vars(tiny), "build": build}))
-    views = run(FakeExecutor(num_workers=3), trials=24, sampler="random")
-    trained = [str(view.candidate) for view in views if view.counts]
-    assert len(set(trained)) == len(trained) == 24
-    repeated = [view for view in views if view.state == "rejected"]
-    assert repeated
-    for view in repeated:
-        assert view.attrs["rejected"] in {f"it is trial {other.number} again" for other in views[: view.number]}
-
-
-def test_a_sampler_that_insists_on_what_is_rejected_is_left_alone(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    samplers: list[str] = []
-
-    def refuse(*_: Any) -> Any:
-        raise ValueError("it does not exist")
-
-    def sampler_for(name: str, *rest: Any) -> Any:
-        samplers.append(name)
-        return real(name, *rest)
-
-    real = study.sampler_for
-    monkeypatch.setattr(study, "sampler_for", sampler_for)
-    monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 14)
-    monkeypatch.setitem(SPACES, "tiny", Space(**{**vars(SPACES["tiny"]), "build": refuse}))
-    for _ in range(2):  # a session goes on where the one before it stopped
-        with pytest.raises(Failure, match="14 candidates in a row were rejected"):
-            run(FakeExecutor(), sampler="tpe")
-    assert samplers == ["tpe"] * 10 + ["random"] * 18
-
-
-def test_qmc_is_one_sequence_over_the_whole_space(run: Runs, capfd: pytest.CaptureFixture[str]) -> None:
-    views = run(FakeExecutor(num_workers=4), trials=20, sampler="qmc")
-    for name in ("lr", "lr_iwp", "tau_c"):
-        values = [view.params[name] for view in views if name in view.params]
-        assert len(values) > 5 and len(set(values)) == len(values)
-    assert capfd.readouterr().err == ""
-
-
-def test_a_limit_on_accuracy_marks_trials_and_trains_them(run: Runs) -> None:
-    views = run(FakeExecutor(num_workers=2), trials=10, min_accuracy=0.5, max_gates=1300)
-    assert any(view.is_infeasible for view in views) and not all(view.is_infeasible for view in views)
-    for view in (view for view in views if view.counts):
-        last = view.records[-1]
-        assert view.frozen.constraints == pytest.approx(
-            {"val/acc_discrete": 0.5 - last.acc_discrete, "gates/total": (last.total_gates or 0) - 1300}
-        )
-
-
-def test_a_limit_that_nothing_fits_ends_the_search(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 5)
-    with pytest.raises(Failure, match=r"^5 candidates in a row were rejected, .* --max-gates 10: raise the limit, "):
-        run(FakeExecutor(), gates="raw", max_gates=10)
-
-
-# Failures
-
-
-def test_a_dead_worker_s_job_is_tried_again_from_its_checkpoint(run: Runs) -> None:
-    calls: Counter[tuple[int, int]] = Counter()
-
-    def dies_first(job: Job, events: list[Event]) -> list[Event]:
-        calls[job.trial, job.until_epoch] += 1
-        return broken(job, retry=True) if job.until_epoch == 9 and calls[job.trial, 9] < 3 else events
-
-    executor = FakeExecutor(dies_first)
-    views = run(executor, trials=1)
-    assert [(job.until_epoch, job.checkpoint is not None) for job in executor.jobs] == [
-        (1, False),
-        (3, True),
-        (9, True),
-        (9, True),
-        (9, True),
-    ]
-    assert views[0].state == "complete"
-    assert [record.epoch for record in views[0].records] == list(range(1, 10))
-    assert views[0].attempts == 2
-
-
-def test_after_three_attempts_a_trial_fails_with_its_cause_and_is_counted(run: Runs) -> None:
-    executor = FakeExecutor(lambda job, events: broken(job, retry=True) if job.trial == 1 else events)
-    views = run(executor, trials=3)
-    assert [job.trial for job in executor.jobs].count(1) == 3
-    assert [view.state for view in views] == ["complete", "failed", "complete"]
-    assert views[1].frozen.state.name == "FAIL"
-    assert (views[1].cause, views[1].message) == ("worker died", "worker died in a test")
-
-
-def test_what_cannot_succeed_is_not_tried_again(run: Runs) -> None:
-    executor = FakeExecutor(lambda job, events: broken(job, False, "nan") if job.trial % 2 else events)
-    views = run(executor, trials=8)
-    assert counted(views) == 8
-    failed = [view for view in views if view.state == "failed"]
-    assert len(failed) > 2
-    for view in failed:
-        assert view.cause == "nan"
-        assert [job.trial for job in executor.jobs].count(view.number) == 1
-
-
-def test_errors_with_a_success_between_them_do_not_end_the_search(run: Runs) -> None:
-    """Trials 1, 2, 4 and 5 fail."""
-    views = run(
-        FakeExecutor(lambda job, events: broken(job, False, "error") if job.trial in (1, 2, 4, 5) else events), trials=7
-    )
-    assert [view.state for view in views if view.counts].count("failed") == 4
-
-
-def test_errors_one_after_the_other_end_the_search(run: Runs) -> None:
-    with pytest.raises(Failure, match=r"^3 trials in a row failed, the last with: error in a test$"):
-        run(FakeExecutor(lambda job, events: broken(job, False, "error")), trials=10)
-    assert counted(run(FakeExecutor(), trials=4)) == 4
-
-
-def test_a_loss_that_diverges_fails_its_trial_alone(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = SPACES["tiny"]
-
-    def build(params: Any, *rest: Any) -> Any:
-        return tiny.build({**params, "lr": 1e38} if params["k"] == 4 else params, *rest)
-
-    monkeypatch.setitem(SPACES, "tiny", Space(**{**vars(tiny), "build": build}))
-    views = run(trials=3, epochs=3)
-    assert [view.state for view in views][:2] == ["failed", "complete"]
-    assert views[0].cause == "nan"
-    assert views[0].message.startswith("the loss is ")
 
 
 def test_no_trial_starts_once_the_time_is_up(run: Runs) -> None:
@@ -413,78 +210,3 @@ class Clock:
     def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
 
     def tick(self) -> None: ...
-
-
-def refusing_from(number: int) -> Any:
-    candidate = StudyDriver._candidate
-
-    def refuse(driver: StudyDriver, trial: Any) -> Any:
-        drawn, problem = candidate(driver, trial)
-        return drawn, problem or ("it is not liked" if trial.number >= number else None)
-
-    return refuse
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_trial_without_memory_is_tried_again_once_another_has_ended(run: Runs, deterministic: bool) -> None:
-    """Which may have taken it; and at once where it is alone."""
-
-    class OneAtATime(FakeExecutor):
-        """Trial 1 is told first, and finds memory only where nothing else runs."""
-
-        def wait(self, timeout_s: float) -> list[Event]:
-            self._running.sort(key=lambda job: job.trial != 1)
-            if self._running[0].trial == 1 and len(self._running) > 1:
-                job = self._running.pop(0)
-                return [event_of(job, Failed("out of memory", "8 GiB are needed"))]
-            return super().wait(timeout_s)
-
-    executor = OneAtATime(num_workers=2)
-    views = run(executor, trials=2, epochs=1, deterministic=deterministic)
-    assert [(view.state, view.attempts) for view in views] == [("complete", 0), ("complete", 1)]
-    never = FakeExecutor(lambda job, _: [event_of(job, Failed("out of memory", "8 GiB are needed"))])
-    (view,) = run(never, study="never", trials=1, deterministic=deterministic)
-    assert (view.state, view.cause, len(never.jobs)) == ("failed", "out of memory", 3)
-
-
-def test_who_errs_first_decides_nothing_in_a_deterministic_study(run: Runs) -> None:
-    """Trials 4 to 6 fail and 7 does not: whether the three are heard of in a row depends on the workers."""
-
-    class LastFirst(FakeExecutor):
-        def wait(self, timeout_s: float) -> list[Event]:
-            self._running.reverse()
-            return super().wait(timeout_s)
-
-    def script(job: Job, events: list[Event]) -> list[Event]:
-        return broken(job, False, "error") if job.trial in (4, 5, 6) else events
-
-    studies = []
-    for number, executor in enumerate((FakeExecutor(script), FakeExecutor(script, 8), LastFirst(script, 8))):
-        views = run(executor, study=f"s{number}", trials=12, sampler="random", deterministic=True)
-        studies.append([(view.params, view.state, view.frozen.values) for view in views])
-    assert studies[0] == studies[1] == studies[2]
-    assert [view.state for view in views].count("failed") == 3
-
-
-# Seeds
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_seed_makes_the_study_whatever_its_sessions(run: Runs, sampler: str) -> None:
-    """TPE and GP sample from their models from the eleventh trial on. Trials that wait are told when a session ends."""
-    total = 12 if sampler == "gp" else 16  # its models take seconds
-    whole = run(FakeExecutor(), study="whole", trials=total, sampler=sampler, early_stopping="none")
-    for trials in (5, 11, total):  # a session ends between trials that come from models
-        parts = run(FakeExecutor(), study="parts", trials=trials, sampler=sampler, early_stopping="none")
-    assert params(parts) == params(whole)
-    assert [view.records for view in parts] == [view.records for view in whole]
-    assert len({str(each) for each in params(whole)}) == len(whole)  # a sampler restarted would repeat itself
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_another_seed_makes_another_study(run: Runs, sampler: str) -> None:
-    zero = run(FakeExecutor(), study="zero", trials=3, sampler=sampler)
-    one = run(FakeExecutor(), study="one", trials=3, sampler=sampler, seed=1)
-    assert params(zero)[0] == params(one)[0] == BASELINE
-    assert not any(view in params(zero)[1:] for view in params(one)[1:])
-    assert not {view.attrs["seed"] for view in zero} & {view.attrs["seed"] for view in one}

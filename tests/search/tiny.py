@@ -214,3 +214,22 @@ def stored_trial(
     frozen = optuna.trial.create_trial(state=state, values=values, user_attrs=attrs, constraints=constraints)
     frozen.number = number
     return TrialView(frozen, "total")
+
+
+def counted(views: list[TrialView]) -> int:
+    return sum(view.counts for view in views)
+
+
+def params(views: list[TrialView]) -> list[dict[str, Any]]:
+    return [view.params for view in views]
+
+
+def refusing_from(number: int) -> Any:
+    """A driver's `_candidate` that refuses every trial from this number on."""
+    candidate = StudyDriver._candidate
+
+    def refuse(driver: StudyDriver, trial: Any) -> Any:
+        drawn, problem = candidate(driver, trial)
+        return drawn, problem or ("it is not liked" if trial.number >= number else None)
+
+    return refuse
