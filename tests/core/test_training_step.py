@@ -174,6 +174,7 @@ LATER: dict[str, tuple[bool, Callable[[Any, torch.optim.AdamW], object]]] = {
     "tau": (False, lambda model, optimizer: setattr(model[-1], "tau", 0.3)),
     "implementation": (True, lambda model, optimizer: [setattr(layer, "implementation", "python") for layer in model]),
     "grad_factor": (True, lambda model, optimizer: setattr(model[1], "grad_factor", 2.0)),
+    "another forward of all": (True, lambda model, optimizer: setattr(model, "forward", model.forward)),
     "another forward": (True, lambda model, optimizer: setattr(model[0], "forward", model[0].forward)),
     "weights elsewhere": (False, lambda model, optimizer: setattr(model[0].weights, "data", -model[0].weights.data)),
     "transposed weights": (True, lambda model, optimizer: setattr(model[4].weights, "data", transposed(model[4]))),
