@@ -114,7 +114,7 @@ def driver_table() -> str:
     lines = ["| driver | a trial |", "|---|---|"]
     for row in report["results"]:
         if "way" in row:
-            lines.append(f"| {row['way']}, one epoch, TPE | {row['trials_per_second']:.1f} trials/s |")
+            lines.append(f"| {row['way']}, one epoch | {row['trials_per_second']:.1f} trials/s |")
         else:
             number = f"trials {report['trials'] - row['n']} to {report['trials']}"
             lines.append(f"| {row['sampler']}, {row['objectives']}, {number} | {row['wall_ms']:.0f} ms |")
