@@ -16,6 +16,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+FINISHED = tuple(state for state in TrialState if state.is_finished())
+
 
 class CachedStorage(BaseStorage):
     """Reads each trial once. One that is enqueued or asked is in memory until `store`, which stores it whole; whatever
@@ -55,10 +57,11 @@ class CachedStorage(BaseStorage):
 
     def _store_new(self, held_id: int) -> int:
         held = self._trials.pop(held_id)
+        self._unfinished.pop(held_id, None)
         trial_id = self._stored.create_new_trial(self._study_id, held)
         stored = self._stored.get_trial(trial_id)
         if stored.number == held.number:
-            self._trials[trial_id] = stored
+            self._keep(stored)
         else:
             self._read_all()
         return trial_id
@@ -75,7 +78,7 @@ class CachedStorage(BaseStorage):
         self._stored.set_trial_state_values(trial_id, TrialState.RUNNING)
         if trial.state.is_finished():
             self._stored.set_trial_state_values(trial_id, trial.state, trial.values)
-        self._trials[trial_id] = self._stored.get_trial(trial_id)
+        self._keep(self._stored.get_trial(trial_id))
         return trial_id
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -87,13 +90,17 @@ class CachedStorage(BaseStorage):
         return trial
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return next(trial_id for trial_id, trial in self._trials.items() if trial.number == trial_number)
+        return self._ids[trial_number]
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        seen = (self._previews.get(trial_id, trial) for trial_id, trial in self._trials.items())
-        trials = [trial for trial in seen if states is None or trial.state in states]
+        if states is None or any(state in states for state in FINISHED):
+            trials = [*(self._trials | self._previews).values()]
+        else:  # asked for at every trial, of which there may be many thousands
+            trials = [self._previews.get(trial_id, trial) for trial_id, trial in self._unfinished.items()]
+        if states is not None:
+            trials = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -101,7 +108,7 @@ class CachedStorage(BaseStorage):
         trial.number = len(self._trials)
         trial._trial_id = -1 - trial.number
         self._held.add(trial._trial_id)
-        self._trials[trial._trial_id] = trial
+        self._keep(trial)
         return trial._trial_id
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
@@ -109,7 +116,7 @@ class CachedStorage(BaseStorage):
             self._held.add(trial_id)  # one that waited was asked
         if trial_id not in self._held:
             changed = self._stored.set_trial_state_values(trial_id, state, values)
-            self._trials[trial_id] = self._stored.get_trial(trial_id)  # the database says when it was
+            self._keep(self._stored.get_trial(trial_id))  # the database says when it was
             self._previews.pop(trial_id, None)
             return changed
         trial = self._changed(trial_id)
@@ -118,6 +125,7 @@ class CachedStorage(BaseStorage):
             trial.datetime_start = datetime.now()
         if state.is_finished():
             trial.datetime_complete = datetime.now()
+            self._keep(trial)
         return True
 
     def set_trial_param(
@@ -146,12 +154,25 @@ class CachedStorage(BaseStorage):
 
     def _read_all(self) -> None:
         trials = self._stored.get_all_trials(self._study_id, deepcopy=False)
-        self._trials = {trial._trial_id: trial for trial in trials}  # by number
+        self._trials: dict[int, FrozenTrial] = {}  # by id, in the order of their numbers
+        self._unfinished: dict[int, FrozenTrial] = {}  # of them
+        self._ids: dict[int, int] = {}  # by number
+        for trial in trials:
+            self._keep(trial)
+
+    def _keep(self, trial: FrozenTrial) -> None:
+        self._trials[trial._trial_id] = trial
+        self._ids[trial.number] = trial._trial_id
+        if trial.state.is_finished():
+            self._unfinished.pop(trial._trial_id, None)
+        else:
+            self._unfinished[trial._trial_id] = trial
 
     def _changed(self, trial_id: int) -> FrozenTrial:
         """The trial to be changed: a sampler that holds it keeps what it was."""
-        self._trials[trial_id] = copy.copy(self._trials[trial_id])
-        return self._trials[trial_id]
+        trial = copy.copy(self._trials[trial_id])
+        self._keep(trial)
+        return trial
 
     # the study itself, and other studies: as stored
 

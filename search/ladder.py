@@ -27,6 +27,24 @@ class Verdict(NamedTuple):
     stop: list[int]
 
 
+class _Measured:
+    """What trials measured at a rung, by their numbers: of equals the earlier trial is the better one."""
+
+    def __init__(self) -> None:
+        self.trials = np.empty(0, np.int64)  # (T,)
+        self.points = np.empty((0, 0))  # (T, D)
+        self.excess = np.empty(0)  # (T,)
+
+    def put(self, trial: int, point: Sequence[float], excess: float) -> None:
+        row = int(np.searchsorted(self.trials, trial))
+        if trial in self.trials[row : row + 1]:  # again, from an earlier checkpoint
+            self.points[row], self.excess[row] = point, excess
+        else:
+            self.trials = np.insert(self.trials, row, trial)
+            self.points = np.insert(self.points.reshape(-1, len(point)), row, point, axis=0)
+            self.excess = np.insert(self.excess, row, excess)
+
+
 class Ladder:
     """All rungs but the last, which nobody goes on from.
 
@@ -38,14 +56,14 @@ class Ladder:
 
     def __init__(self, rungs: Sequence[int], reduction: float, patience: float = PATIENCE) -> None:
         self.reduction, self.patience = reduction, patience
-        self._reached: dict[int, dict[int, tuple[Sequence[float], float]]] = {rung: {} for rung in rungs[:-1]}
+        self._reached = {rung: _Measured() for rung in rungs[:-1]}
         self._waiting: dict[int, int] = {}  # trial -> rung
         self._changed: set[int] = set()
 
     def reached(self, trial: int, rung: int, point: Sequence[float], excess: float = 0.0) -> None:
         """A trial was measured at a rung: objectives, each to be made larger, and by how much it is over a limit."""
         if rung in self._reached:
-            self._reached[rung][trial] = (point, excess)
+            self._reached[rung].put(trial, point, excess)
             self._changed.add(rung)
 
     def wait(self, trial: int, rung: int) -> None:
@@ -62,17 +80,15 @@ class Ladder:
         """Whom what is known now lets go on or stop; they no longer wait."""
         verdict = Verdict([], [])
         for rung in sorted(self._changed):
-            peers = dict(sorted(self._reached[rung].items()))  # of equals the earlier trial is the better one
+            peers = self._reached[rung]
             places = sorted(t for t, at in self._waiting.items() if at == rung)
             if not places:
                 continue
-            numbers = np.array(list(peers))
-            points, excess = zip(*peers.values(), strict=True)
-            best = {int(numbers[row]) for row in survivors(np.array(points), self.reduction, np.array(excess))}
+            best = set(peers.trials[survivors(peers.points, self.reduction, peers.excess)].tolist())
             for trial in places:
                 if trial in best:
                     verdict.go_on.append(trial)
-                elif np.count_nonzero(numbers > trial) >= self.patience:
+                elif np.count_nonzero(peers.trials > trial) >= self.patience:
                     verdict.stop.append(trial)
         self._changed.clear()
         for trial in (*verdict.go_on, *verdict.stop):
