@@ -1,4 +1,4 @@
-"""The README's tables, from the committed figures: `python -m benchmarks.table`."""
+"""The tables of README.md and docs/cluster.md, from the committed figures: `python -m benchmarks.table`."""
 
 import json
 import statistics
@@ -121,12 +121,26 @@ def driver_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def simulated_table() -> str:
+    """Markdown: a line for each study of results/simulate.json."""
+    report = json.loads((RESULTS / "simulate.json").read_text())
+    lines = [
+        "| sampler | trials | workers | a worker's time a trial | the driver's | driver at work | saturated by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["simulations"]:
+        times = f"{row['worker_s_a_trial']:.1f} s | {row['driver_ms_a_trial']:.0f} ms"
+        cells = f"{row['sampler']} | {row['trials']:,} | {row['workers']:,} | {times} | {row['busy']:.1%}"
+        lines.append(f"| {cells} | {row['saturating_workers']:,} workers |")
+    return "\n".join(lines) + "\n"
+
+
 def _speed(row: dict[str, Any]) -> str:
     ratio = f" ({row['times_torchlogix']:.0f}x)" if "times_torchlogix" in row else ""
     return f"{row['images_per_second']:,.0f} images/s{ratio}"
 
 
-TABLES: Final = (step_table, circuit_table, counting_table, synthesis_table, studies_table, driver_table)
+TABLES: Final = (step_table, circuit_table, counting_table, synthesis_table, studies_table, driver_table, simulated_table)
 
 if __name__ == "__main__":
     for table in TABLES:

@@ -56,15 +56,16 @@ class CachedStorage(BaseStorage):
         self._previews[trial_id] = seen
 
     def _store_new(self, held_id: int) -> int:
-        held = self._trials.pop(held_id)
+        trial = self._changed(held_id)
+        trial._trial_id = self._stored.create_new_trial(self._study_id, trial)
+        del self._trials[held_id]
         self._unfinished.pop(held_id, None)
-        trial_id = self._stored.create_new_trial(self._study_id, held)
-        stored = self._stored.get_trial(trial_id)
-        if stored.number == held.number:
-            self._keep(stored)
+        has_its_number = self._stored.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        if has_its_number == trial._trial_id:
+            self._keep(trial)
         else:
             self._read_all()
-        return trial_id
+        return trial._trial_id
 
     def _store_waiting(self, trial_id: int) -> int:
         trial = self._trials[trial_id]

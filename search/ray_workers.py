@@ -173,8 +173,10 @@ class RayExecutor:
         refs = [*self._running, *self._starting]
         if not refs:
             return []
-        self._ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
-        ready: list[Any] = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
+        first, others = self._ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if first and others:
+            first += self._ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]
+        ready: list[Any] = first
         return ready
 
     def _next_event(self, stream: Any) -> Event | None:
@@ -209,20 +211,23 @@ class RayExecutor:
         return "out of memory" if by_ray or _oom_kills() > run.oom_kills else "worker died"
 
     def _overdue(self) -> list[Event]:
-        events: list[Event] = []
         now = time.monotonic()
-        ready = self._ready(0) if self._running else []  # what waits to be heard is not late: it was the driver
-        for stream, run in [(stream, run) for stream, run in self._running.items() if stream not in ready]:
-            limit_s = self._pace.limit_s(run.job)
-            if self._trial_timeout_s is not None and now - run.started > self._trial_timeout_s:
-                events.append(timed_out(run.job, self._trial_timeout_s))
-            elif now - run.last_epoch > limit_s:
-                message = f"the worker was stuck: it finished no epoch in {limit_s:,.0f} s"
-                events.append(Broken(run.job, "worker died", message, retry=True))
-            else:
-                continue
+        late = {stream: event for stream, run in self._running.items() if (event := self._lateness(run, now))}
+        heard = self._ready(0) if late else []  # what waits to be heard is not late: it was the driver
+        for stream in [stream for stream in late if stream in heard]:
+            del late[stream]
+        for stream in late:
             self._replace(stream)
-        return events
+        return [*late.values()]
+
+    def _lateness(self, run: _Run, now: float) -> Event | None:
+        limit_s = self._pace.limit_s(run.job)
+        if self._trial_timeout_s is not None and now - run.started > self._trial_timeout_s:
+            return timed_out(run.job, self._trial_timeout_s)
+        if now - run.last_epoch > limit_s:
+            message = f"the worker was stuck: it finished no epoch in {limit_s:,.0f} s"
+            return Broken(run.job, "worker died", message, retry=True)
+        return None
 
     def _replace(self, stream: Any) -> None:
         """Another worker for the one of this stream, which may still live where only its node was out of reach."""

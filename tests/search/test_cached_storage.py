@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from search import samplers
 from search.cached_storage import cached
@@ -31,6 +32,10 @@ class Compare:
     def trial_changed(self, trial: TrialView) -> None:
         held = [self.driver._storage.get_trial(trial_id) for trial_id in self.driver._ids.values()]
         assert held == self.stored.get_trials()
+        shown = self.driver.study.get_trials()
+        assert [each.number for each in shown] == [*range(len(held))]
+        for states in ((TrialState.WAITING,), (TrialState.RUNNING, TrialState.WAITING), (TrialState.COMPLETE,)):
+            assert self.driver.study.get_trials(states=states) == [each for each in shown if each.state in states]
         self.num_trials.append(len(held))
 
     def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
