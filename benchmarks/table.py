@@ -140,7 +140,15 @@ def _speed(row: dict[str, Any]) -> str:
     return f"{row['images_per_second']:,.0f} images/s{ratio}"
 
 
-TABLES: Final = (step_table, circuit_table, counting_table, synthesis_table, studies_table, driver_table, simulated_table)
+TABLES: Final = (
+    step_table,
+    circuit_table,
+    counting_table,
+    synthesis_table,
+    studies_table,
+    driver_table,
+    simulated_table,
+)
 
 if __name__ == "__main__":
     for table in TABLES:
