@@ -11,6 +11,7 @@ at random, where what is left is what they cost themselves.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -108,7 +109,8 @@ def stored(config: StudyConfig) -> optuna.Study:
 
 
 def run(config: StudyConfig, study: optuna.Study, executor: Executor, observers: list[Observer]) -> None:
-    """The real driver, to the study's total."""
+    """The real driver, to the study's total, as `search.run` runs it."""
+    gc.freeze()
     StudyDriver(config, study, SOURCES[config.dataset].info, executor, observers).run()
 
 
