@@ -162,12 +162,14 @@ class LogicLayer(_LogicModule):
         if in_dim < 1 or out_dim < 1:
             raise ValueError(f"LogicLayer needs at least one input and one output, got in_dim={in_dim}, {out_dim=}")
         self.in_dim, self.out_dim, self.connections = in_dim, out_dim, connections
-        generator = _generator(seed)
-        logits = gates_of.initial_logits((out_dim,), parametrization, residual_init, generator)
-        self.weights = nn.Parameter(logits)
-        a, b = dense_connections(in_dim, out_dim, connections, generator)
-        self.register_buffer("indices_0", a)
-        self.register_buffer("indices_1", b)
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # a seed draws the same for every device
+            generator = _generator(seed)
+            logits = gates_of.initial_logits((out_dim,), parametrization, residual_init, generator)
+            a, b = dense_connections(in_dim, out_dim, connections, generator)
+        self.weights = nn.Parameter(logits.to(device))
+        self.register_buffer("indices_0", a.to(device))
+        self.register_buffer("indices_1", b.to(device))
 
     def _check_wiring(self) -> None:
         check_dense("LogicLayer", self.indices_0, self.indices_1, self.in_dim)
@@ -240,16 +242,16 @@ class ConvLogicLayer(_LogicModule):
         if not complete:
             raise ValueError("complete=False (leaf gates alone) does not exist here: use tree_depth=1 and pool=1")
         check_conv(in_channels, out_channels, groups, self.kernel, self.stride, self.padding, tree_depth, pool)
-        generator = _generator(seed)
-        num_leaves = 2**tree_depth
-        self.weights = nn.Parameter(
-            gates_of.initial_logits((out_channels, num_leaves - 1), parametrization, residual_init, generator)
-        )
-        if selection is None:
-            selection = tree_selection(in_channels, out_channels, self.kernel, groups, tree_depth, generator)
-        else:
-            self._check_selection(selection)
-        self.register_buffer("selection", selection.to(torch.int32, copy=True))
+        shape, device = (out_channels, 2**tree_depth - 1), torch.get_default_device()
+        with torch.device("cpu"):  # a seed draws the same for every device
+            generator = _generator(seed)
+            logits = gates_of.initial_logits(shape, parametrization, residual_init, generator)
+            if selection is None:
+                selection = tree_selection(in_channels, out_channels, self.kernel, groups, tree_depth, generator)
+            else:
+                self._check_selection(selection)
+        self.weights = nn.Parameter(logits.to(device))
+        self.register_buffer("selection", selection.to(device, torch.int32, copy=True))
 
     def _check_wiring(self) -> None:
         self._check_selection(self.selection)

@@ -80,7 +80,7 @@ class _FastWays:
         """None where there are none: off the CPU, or where the model is no plain stack."""
         if x.device.type != "cpu":
             return None
-        key = premises(model), x.shape[1:]
+        key = premises(model)[1:], x.shape[1:]  # not the model itself, which holds this
         found_for, _, ways = self._found  # other threads find others
         if key != found_for:
             ways = _ways(model, x.shape[1:])

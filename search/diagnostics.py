@@ -46,9 +46,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Correlation:
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     """From 0, (n,)."""
-    array = np.array(values, np.float64)
-    below, equal = array[:, None] > array[None, :], array[:, None] == array[None, :]
-    ranks: NDArray[np.float64] = below.sum(1) + (equal.sum(1) - 1) / 2
+    _, place, counts = np.unique(np.array(values, np.float64), return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - counts + (counts - 1) / 2)[place]
     return ranks
 
 

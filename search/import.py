@@ -18,6 +18,7 @@ def import_study(file: Path, study: str, storage: str) -> None:
 
     from .config import check_study_name, default_storage
     from .errors import UsageError
+    from .lease import lease
     from .storage import TrialView, shown
     from .study_table import restore, study_of
     from .table_file import read_table
@@ -30,7 +31,8 @@ def import_study(file: Path, study: str, storage: str) -> None:
         raise UsageError(str(error)) from error
     url = storage or default_storage(name)
     set_verbosity(WARNING)
-    restore(stored, url, name)
+    with lease(url, name, lambda line: click.echo(f"warning: {line}")):  # a driver would take what is there so far
+        restore(stored, url, name)
     states = Counter(TrialView(trial, "raw").state for trial in stored.trials)
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     click.echo(f"{len(stored.trials)} trials ({counts}) -> study {name} in {shown(url)}")

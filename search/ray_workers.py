@@ -22,6 +22,7 @@ from .workers import Broken, Event, Finished, Progress, event_of, timed_out
 CONNECT_TIMEOUT_S: Final = 10.0
 START_TIMEOUT_S: Final = 120.0
 MAX_FAILED_STARTS: Final = 3
+IDLE_ANSWERS_S: Final = 5.0  # what an idle worker that lives does in milliseconds
 KERNEL_COUNTERS: Final = Path("/proc/vmstat")
 
 
@@ -185,6 +186,7 @@ class RayExecutor:
             event = event_of(run.job, self._ray.get(next(stream)))
         except self._ray.exceptions.RayError as error:
             self._replace(stream)
+            self._replace_dead_idle()
             cause = self._cause(error, run)
             message = (
                 _last_line(error) if cause == "worker died" else "the worker was killed: its node ran out of memory"
@@ -233,6 +235,19 @@ class RayExecutor:
         """Another worker for the one of this stream, which may still live where only its node was out of reach."""
         self._ray.kill(self._running.pop(stream).actor)
         self._start_worker()
+
+    def _replace_dead_idle(self) -> None:
+        """A lost node takes idle workers along: each would cost the trial that it is given one of its attempts."""
+        answers = {actor.ready.remote(): actor for actor in self._idle}
+        if answers:
+            self._ray.wait([*answers], num_returns=len(answers), timeout=IDLE_ANSWERS_S)
+        for answer, actor in answers.items():
+            try:
+                self._ray.get(answer, timeout=0)
+            except self._ray.exceptions.RayError:  # no answer in time is one too
+                self._idle.remove(actor)
+                self._ray.kill(actor)
+                self._start_worker()
 
     def _divide_gpus(self) -> None:
         """After the first trial: as many workers a GPU as its memory lets, or as were asked for."""

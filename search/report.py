@@ -33,7 +33,8 @@ def fits(view: TrialView, max_gates: int | None) -> bool:
 
 
 def complete(views: Sequence[TrialView]) -> list[TrialView]:
-    return [view for view in views if view.state == "complete"]
+    """Those that were measured: somebody else may tell a trial without."""
+    return [view for view in views if view.state == "complete" and view.records]
 
 
 def ranked(views: Sequence[TrialView]) -> list[TrialView]:
@@ -135,7 +136,7 @@ def print_report(
     if not done:
         return
     over = [view for view in done if not fits(view, max_gates)]
-    best = ranked([view for view in done if view not in over]) + ranked(over)
+    best = ranked([view for view in done if fits(view, max_gates)]) + ranked(over)
     console.print(trial_table("\nBest by discrete validation accuracy", best[:MAX_RANKED], full_epochs))
     if members := front(views):
         console.print(trial_table("\nFront: none is both better and smaller", members, full_epochs))
@@ -173,15 +174,15 @@ def print_report(
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 def report(name: str, storage: str) -> None:
     from .finalists import Finals, print_finals
-    from .storage import full_identity, storage_errors, to_read, trial_views
+    from .storage import full_identity, gate_limit, storage_errors, to_read, trial_views
 
     url, study = to_read(name, storage)
     with storage_errors(url):
-        identity, finals = full_identity(study), Finals.of(study)
+        identity, limit, finals = full_identity(study), gate_limit(study), Finals.of(study)
         views = trial_views(study, identity["gates"])
     baseline = next((view.known for view in views if view.known), "")
     console = make_console()
-    print_report(console, name, views, identity["rungs"][-1], baseline, None, "")
+    print_report(console, name, views, identity["rungs"][-1], baseline, limit, "")
     if finals is not None:
         print_finals(console, finals, views)
 

@@ -23,7 +23,7 @@ from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .interrupt import Interruptible
 from .lease import lease
 from .report import best_trial, complete, print_report
-from .storage import create_or_resume, running, shown, storage_errors, study_uid, trial_views
+from .storage import RAW_LIMIT, create_or_resume, gate_limit, running, shown, storage_errors, study_uid, trial_views
 from .study import DIRECTIONS, StudyDriver
 from .warm_start import prepare
 from .workers import Executor, make_executor
@@ -70,6 +70,8 @@ def run_study(config: StudyConfig) -> None:
             config.identity(),
         )
         refuse_another_winner(config, study)
+        if config.gates == "raw" and gate_limit(study) != config.max_gates:
+            study.set_user_attr(RAW_LIMIT, config.max_gates)
         views = trial_views(study, config.gates)
         num_counted = sum(view.counts for view in views)
         num_unfinished = len(running(study))
@@ -132,7 +134,7 @@ def _tracked(config: StudyConfig, study: optuna.Study, warn: Callable[[str], Non
     try:
         yield tracker
     finally:
-        tracker.finish(best_trial(trial_views(study, config.gates), config.max_gates))
+        tracker.finish(best_trial(trial_views(study, config.gates), gate_limit(study)))
 
 
 def _warn(console: Console, line: str) -> None:

@@ -3,8 +3,8 @@
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `failure` (attempts so far, and once it is given up
 cause and message), `rejected`. Study attributes: `identity`, `uid`, `warm_start`, `finalists`, `verdict` (of a
-deterministic study's last round: trials' rungs and fates). Limits on accuracy and on core or total gates are Optuna's
-own constraints, set when a trial is told.
+deterministic study's last round: trials' rungs and fates), `raw_limit` (the last session's, on raw gates). Limits on
+accuracy and on core or total gates are Optuna's own constraints, set when a trial is told.
 """
 
 import sqlite3
@@ -34,6 +34,7 @@ BUSY_TIMEOUT_S = 60
 RUNG_PREFIX = "rung_"
 FAILURE = "failure"
 VERDICT = "verdict"
+RAW_LIMIT = "raw_limit"
 
 
 class ForeignStudy(UsageError):
@@ -62,7 +63,7 @@ class TrialView:
     @property
     def state(self) -> str:
         """ "running", "complete", "failed", "rejected" or "waiting"."""
-        if "rejected" in self.attrs and self.frozen.state == TrialState.FAIL:
+        if "rejected" in self.attrs and "candidate" not in self.attrs and self.frozen.state == TrialState.FAIL:
             return "rejected"
         return {"COMPLETE": "complete", "FAIL": "failed"}.get(self.frozen.state.name, self.frozen.state.name.lower())
 
@@ -335,6 +336,12 @@ def create_or_resume(
             "give --study another name, or the options it was made with"
         )
     return study
+
+
+def gate_limit(study: optuna.Study) -> int | None:
+    """The study's limit on its gates. One on raw gates may change from session to session: the last one's."""
+    limit: int | None = study.user_attrs.get(RAW_LIMIT, full_identity(study).get("max_gates"))
+    return limit
 
 
 def study_uid(study: optuna.Study) -> str:

@@ -224,8 +224,8 @@ class StudyDriver:
 
     def _candidate(self, trial: Trial) -> tuple[Candidate | None, str | None]:
         """What the trial's parameters build, and why it must not be trained."""
-        params = self.space.sample(trial)
         try:
+            params = self.space.sample(trial)
             candidate = self.space.build(params, self.config.data_spec, self.info, self.config.budget.epochs)
         except ValueError as error:
             return None, str(error)

@@ -23,16 +23,17 @@ from .storage import TrialView, experimental, open_storage, shown, storage_error
 from .table_file import Table, from_cell, to_cell
 
 FORMAT: Final = "convlogic-study"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 REQUIRED: Final = ("number", "state", "datetime_start", "datetime_complete", "distributions", "study")
 VALUE, PARAM, CONSTRAINT, ATTR, SYSTEM_ATTR = "value:", "param:", "constraint:", "attr:", "system_attr:"
 _OPTUNA_CONSTRAINT: Final = "constraints:"  # where Optuna keeps a constraint among its attributes
 _OPTUNA_METRIC_NAMES: Final = "study:metric_names"
+_OPTUNA_PARENTS: Final = ":parent:"  # in the names of attributes that hold a generation's trials by their ids
 
 
 @dataclass(frozen=True)
 class StudyCell(Strict):
-    """What a study holds beside its trials. `version` is the table's."""
+    """What a study holds beside its trials. `version` is the table's. Of trials numbers stand here, no ids."""
 
     format: Literal["convlogic-study"]
     version: int
@@ -65,6 +66,7 @@ def study_table(study: optuna.Study) -> Table:
         raise UsageError(f"study {study.study_name!r} has no trials yet: there is nothing to export")
     system_attrs = dict(study._storage.get_study_system_attrs(study._study_id))
     names = system_attrs.pop(_OPTUNA_METRIC_NAMES, None)
+    system_attrs = _with_parents(system_attrs, {trial._trial_id: trial.number for trial in trials})
     cell = StudyCell(
         FORMAT,
         FORMAT_VERSION,
@@ -78,6 +80,14 @@ def study_table(study: optuna.Study) -> Table:
     rows[0]["study"] = _CELL.dump_python(cell)
     columns = sorted({name for row in rows for name in row}, key=_column_order(rows))
     return {name: [to_cell(row[name]) if name in row else None for row in rows] for name in columns}
+
+
+def _with_parents(system_attrs: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
+    """The attributes with a sampler's parents, trials by id or by number, named anew."""
+    return {
+        name: [new[trial] for trial in value if trial in new] if _OPTUNA_PARENTS in name else value
+        for name, value in system_attrs.items()
+    }
 
 
 def _value_columns(cell: StudyCell) -> list[str]:
@@ -249,7 +259,8 @@ def restore(stored: StoredStudy, url: str, name: str) -> None:
             if cell.metric_names is not None:
                 with experimental():
                     study.set_metric_names(cell.metric_names)
-            for attr, value in cell.system_attrs.items():
+            ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+            for attr, value in _with_parents(cell.system_attrs, ids).items():
                 storage.set_study_system_attr(study._study_id, attr, value)
             for attr, value in sorted(cell.user_attrs.items(), key=lambda item: item[0] == "identity"):
                 study.set_user_attr(attr, value)

@@ -13,7 +13,7 @@ def sync(study: str, storage: str, tracking_uri: str | None) -> None:
     from .errors import Failure
     from .lease import lease
     from .report import best_trial
-    from .storage import full_identity, storage_errors, study_uid, to_read, trial_views
+    from .storage import full_identity, gate_limit, storage_errors, study_uid, to_read, trial_views
     from .tracking import Tracker
 
     def warn(line: str) -> None:
@@ -28,7 +28,7 @@ def sync(study: str, storage: str, tracking_uri: str | None) -> None:
         uid, views = study_uid(stored), trial_views(stored, full_identity(stored)["gates"])
         tracker = Tracker(study, uid, tracking_uri, fail)
         tracker.sync(views)
-        tracker.finish(best_trial(views))
+        tracker.finish(best_trial(views, gate_limit(stored)))
     click.echo(f"{len(views)} trials of study {study} are in MLflow at {tracker.uri}")
 
 

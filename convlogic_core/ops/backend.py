@@ -128,6 +128,8 @@ def use_native(
     taken = {"cpu": dtypes, "cuda": cuda_dtypes}.get(device, ())
     if implementation == "python" or not taken:
         return False
+    if implementation == "auto" and torch._C._are_functorch_transforms_active():
+        return False  # torch.func.grad cannot go through registered ops, and vmap calls them a sample at a time
     if x.dtype not in taken:
         if implementation == device:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)

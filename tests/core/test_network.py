@@ -1,7 +1,9 @@
 """The network of `build_model` in a plain PyTorch loop: as a whole where it can, and always what its layers compute."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -218,3 +220,21 @@ def test_threads_may_share_a_network() -> None:
         found = [*pool.map(lambda x: gradients_of(model, x, some_loss), batches * 4)]
     for number, gradients in enumerate(found):
         assert all(torch.equal(a, b) for a, b in zip(gradients, expected[number % 8], strict=True))
+
+
+def test_a_network_is_freed_with_its_last_reference() -> None:
+    network = build_model(SPEC, 3)
+    network(images(5))
+    gone = weakref.ref(network)
+    gc.disable()  # what is left to the collector may lie in memory for long
+    try:
+        del network
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_seed_draws_the_same_under_any_default_device() -> None:
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build_model(SPEC, 3).state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in build_model(SPEC, 3).state_dict().items()}

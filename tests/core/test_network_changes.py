@@ -182,17 +182,15 @@ def test_a_mode_sees_the_operations_of_the_layers(whole: Mock) -> None:
     assert not whole.called
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("implementation", ["auto", "python"])
 def test_function_transforms(implementation: str, whole: Mock) -> None:
     x, found = images(5), []
     for build in (build_model(SPEC, 3, implementation), nn.Sequential(*build_model(SPEC, 3, implementation))):
         stacked = {name: torch.stack([w.detach(), -w.detach()]) for name, w in build.named_parameters()}
         found.append(vmap(lambda weights, model=build: functional_call(model, weights, x))(stacked))
-        if implementation == "python":
-            weights = {name: w.detach() for name, w in build.named_parameters()}
-            loss = torch.func.grad(lambda weights, model=build: some_loss(functional_call(model, weights, x)))
-            found[-1] = [found[-1], *loss(weights).values()]
+        weights = {name: w.detach() for name, w in build.named_parameters()}
+        loss = torch.func.grad(lambda weights, model=build: some_loss(functional_call(model, weights, x)))
+        found[-1] = [found[-1], *loss(weights).values()]
     torch.testing.assert_close(*found)
     assert not whole.called
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 from rich.console import Console
 
 from search import session
@@ -16,9 +17,9 @@ from search.display import Display
 from search.export import export
 from search.jobs import Job
 from search.plot import plot
-from search.report import best_trial, front
+from search.report import best_trial, front, report
 from search.run import run as search_run
-from search.storage import TrialView
+from search.storage import TrialView, stored_trials
 from search.sync import sync
 from search.workers import Event, Progress
 from tests.search.conftest import Outcome
@@ -129,6 +130,36 @@ def test_a_session_marks_them(command: Call, tracking_uri: str, monkeypatch: pyt
     outcome = command(search_run, *arguments, "--max-gates", 1400)
     assert outcome.code == 2
     assert "another configuration (max_gates: 1300 -> 1400)" in outcome.err
+
+
+def test_a_limit_on_raw_gates_holds_for_whoever_looks_later(
+    command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline is trained however large it is, and is never the best beyond the last session's limit."""
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor(the_larger_the_better))
+    arguments = ("--space", "tiny", "--gates", "raw", "--tracking-uri", tracking_uri)
+
+    def named() -> list[str]:
+        def best_in_mlflow() -> str:
+            client = MlflowClient(tracking_uri)
+            experiment = client.get_experiment_by_name("tiny")
+            (parent,) = client.search_runs([experiment.experiment_id], "tags.role = 'study'")
+            return str(parent.data.tags["best_trial"])
+
+        by_session = best_in_mlflow()
+        assert command(export, "--study", "tiny", "-o", "best.yaml").code == 0
+        assert command(sync, "--study", "tiny", "--tracking-uri", tracking_uri).code == 0
+        table = command(report, "--study", "tiny").out.partition("Best by")[2].splitlines()
+        exported = str(load_candidate_file(Path("best.yaml")).origin.trial)
+        return [by_session, best_in_mlflow(), exported, table[2].split()[0]]
+
+    assert command(search_run, *arguments, "--trials", 8, "--max-gates", 1500).code == 0
+    views = stored_trials("tiny", "")
+    assert (views[0].raw_gates or 0) > 1500
+    (best,) = {*named()}
+    assert 0 < (views[int(best)].raw_gates or 0) <= 1500
+    assert command(search_run, *arguments, "--trials", 9).code == 0  # without a limit it is the largest again
+    assert {*named()} == {str(max(stored_trials("tiny", ""), key=lambda view: view.acc_discrete or 0).number)}
 
 
 def test_a_limit_that_no_trial_keeps(command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from search import study
 from search.errors import Failure
+from search.report import best_trial
 from spaces import SPACES, Space
-from tests.search.tiny import FakeExecutor, Runs, counted
+from tests.search.tiny import FakeExecutor, Runs, broken, counted
 
 
 def test_rejected_candidates_are_stored_and_not_counted(run: Runs) -> None:
@@ -86,3 +87,41 @@ def test_a_limit_that_nothing_fits_ends_the_search(run: Runs, monkeypatch: pytes
     monkeypatch.setattr(study, "MAX_REJECTED_IN_A_ROW", 5)
     with pytest.raises(Failure, match=r"^5 candidates in a row were rejected, .* --max-gates 10: raise the limit, "):
         run(FakeExecutor(), gates="raw", max_gates=10)
+
+
+@pytest.mark.parametrize("given", [{"kernel_1": 4}, {"k": "x"}, {"parametrization": 7}])
+def test_a_value_that_a_parameter_cannot_have_is_rejected(run: Runs, given: dict[str, Any]) -> None:
+    """Somebody enqueued it: the session goes on, and so does every later one."""
+    run(FakeExecutor(), trials=2)
+    run.study(run.config(trials=4)).enqueue_trial(given)
+    views = run(FakeExecutor(), trials=4)
+    assert [view.state for view in views] == ["complete", "complete", "rejected", "complete", "complete"]
+    (value,) = given.values()
+    assert repr(value) in views[2].attrs["rejected"]
+
+
+def test_what_another_space_began_is_rejected(run: Runs) -> None:
+    run(FakeExecutor(), trials=2)
+    run.study(run.config(trials=4)).ask().suggest_categorical("k", [2, 3, 9])
+    views = run(FakeExecutor(), trials=4)
+    assert [view.state for view in views] == ["complete", "complete", "rejected", "complete", "complete"]
+
+
+def test_what_was_rejected_at_first_and_accepted_then_counts_when_it_fails(run_sqlite: Runs) -> None:
+    """A kill can leave the reason in a trial that waited."""
+    config = run_sqlite.config(trials=3)
+    run_sqlite.study(config).enqueue_trial({"k": 3}, user_attrs={"rejected": "a limit that was raised since"})
+    views = run_sqlite(FakeExecutor(lambda job, events: broken(job, False, "nan")), trials=1)
+    assert [(view.state, view.counts) for view in views] == [("failed", True)]
+
+
+def test_a_trial_that_somebody_told_without_measuring_is_none_of_the_best(run_sqlite: Runs) -> None:
+    config = run_sqlite.config(trials=3)
+    run_sqlite(FakeExecutor(), trials=2)
+    study = run_sqlite.study(config)
+    study.tell(study.ask(), [0.99, 1.0])
+    views = run_sqlite(FakeExecutor(), trials=4)
+    best = best_trial(views)
+    assert best is not None
+    assert best.number != 2
+    assert [view.state for view in views] == ["complete"] * 4

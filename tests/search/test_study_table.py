@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial
 
+from search import samplers
 from search.export import export
+from search.lease import lease
 from search.plot import plot
 from search.report import report
 from search.run import run as search_run
@@ -25,7 +27,7 @@ from search.table_file import Table, from_cell, read_table, to_cell, write_table
 from tests.search.conftest import Outcome
 from tests.search.test_cli_errors import FAILURE, USAGE, fails
 from tests.search.test_resume import Killed
-from tests.search.tiny import FakeExecutor, Runs, broken
+from tests.search.tiny import FakeExecutor, Runs, broken, no_warning
 
 search_import = importlib.import_module("search.import").import_study  # its name is a keyword
 Call = Callable[..., Outcome]
@@ -108,6 +110,29 @@ def test_a_study_goes_on_elsewhere_as_it_would_have_here(run_sqlite: Runs, comma
     assert [view.frozen.values for view in views] == [view.frozen.values for view in whole]
     assert [view.records for view in views] == [view.records for view in whole]
     assert [view.number for view in views if view.known] == [0]
+
+
+def test_parents_are_found_where_trials_have_other_ids(
+    run_sqlite: Runs, command: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "POPULATION", 4)
+    options: dict[str, Any] = {"sampler": "nsga2", "early_stopping": "none"}
+    whole = run_sqlite(FakeExecutor(), study="whole", trials=24, **options)
+    run_sqlite(FakeExecutor(), trials=18, **options)
+    run_sqlite(FakeExecutor(), study="other", storage=ELSEWHERE, trials=5)
+    command(export, "--study", "tiny", "--all", "-o", "tiny.csv")
+    assert command(search_import, "tiny.csv", "--study", "copy", "--storage", ELSEWHERE).code == 0
+    views = run_sqlite(FakeExecutor(), study="copy", storage=ELSEWHERE, trials=24, **options)
+    assert [view.params for view in views] == [view.params for view in whole]
+
+
+def test_nobody_drives_a_study_that_is_being_imported(run_sqlite: Runs, command: Call) -> None:
+    run_sqlite(FakeExecutor(), trials=2)
+    command(export, "--study", "tiny", "--all", "-o", "tiny.csv")
+    with lease(ELSEWHERE, "copy", no_warning):
+        outcome = command(search_import, "tiny.csv", "--study", "copy", "--storage", ELSEWHERE)
+    assert outcome.code == FAILURE
+    assert "copy" in outcome.err
 
 
 def test_a_trial_that_waited_is_asked_next(run_sqlite: Runs, command: Call) -> None:
@@ -292,7 +317,7 @@ def in_study(name: str, value: object) -> Callable[[list[dict[str, str]]], Any]:
         (change(1, "study", "{}"), "holds 2 studies"),
         (change(0, "study", "{"), "'{' is damaged JSON"),
         (change(0, "study", "[]"), "is not an exported study: "),
-        (in_study("version", 2), "damaged.csv has version 2, this program reads 1: export the study with this program"),
+        (in_study("version", 1), "damaged.csv has version 1, this program reads 2: export the study with this program"),
         (in_study("format", "csv"), "study.format='csv': "),
         (in_study("directions", ["up"]), "study.directions.0='up': "),
         (in_study("directions", ["maximize"]), "1 directions for 2 metrics"),

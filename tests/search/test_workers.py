@@ -207,6 +207,19 @@ def test_a_killed_worker_is_told_and_replaced(ray: Any, executor: RayExecutor) -
     assert isinstance(finish(executor)[-1], Finished)
 
 
+def test_idle_workers_that_died_too_cost_no_trial_an_attempt(ray: Any, executor: RayExecutor) -> None:
+    """As where a node is lost."""
+    pids = [in_worker(ray, actor, lambda worker: os.getpid()) for actor in refilled(executor)]
+    dead = [*executor._idle]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    executor.submit(job())
+    assert isinstance(finish(executor)[-1], Broken)
+    assert not {*dead} & {*refilled(executor)} and len(executor._idle) == 2
+    executor.submit(job())
+    assert isinstance(finish(executor)[-1], Finished)
+
+
 def lose_gpu(worker: Any) -> None:
     """Every job fails from now on, and so does the GPU."""
 
