@@ -16,7 +16,7 @@ from typing import Any, Final
 import optuna
 import torch
 
-from search.data import SOURCES, load_dataset
+from search.data import find_source, load_dataset
 from search.training import Diverged, TrainingRun, derived_seed, encode_dataset
 from spaces import SPACES
 from spaces.candidate import Candidate
@@ -59,7 +59,7 @@ def configurations(number: int) -> Iterator[tuple[dict[str, Value], Candidate]]:
     while number:
         params = space.sample(study.ask())
         try:
-            candidate = space.build(params, space.data, SOURCES[space.data.dataset].info, space.budget.epochs)
+            candidate = space.build(params, space.data, find_source(space.data.dataset).info, space.budget.epochs)
         except ValueError:
             continue
         yield params, candidate

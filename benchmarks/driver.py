@@ -34,7 +34,7 @@ import optuna
 from rich.console import Console
 
 from search.config import StudyConfig, study_config
-from search.data import SOURCES, load_dataset
+from search.data import find_source, load_dataset
 from search.display import Display
 from search.jobs import Failed, Job
 from search.packages import code_digest
@@ -111,7 +111,7 @@ def stored(config: StudyConfig) -> optuna.Study:
 def run(config: StudyConfig, study: optuna.Study, executor: Executor, observers: list[Observer]) -> None:
     """The real driver, to the study's total, as `search.run` runs it."""
     gc.freeze()
-    StudyDriver(config, study, SOURCES[config.dataset].info, executor, observers).run()
+    StudyDriver(config, study, find_source(config.dataset).info, executor, observers).run()
 
 
 def _tracker(config: StudyConfig, folder: str) -> Tracker:

@@ -18,7 +18,7 @@ import optuna
 
 from convlogic_core import raw_gates
 from search.config import study_config
-from search.data import SOURCES
+from search.data import find_source
 from search.jobs import Job
 from search.study import DIRECTIONS, StudyDriver
 
@@ -57,7 +57,7 @@ def simulated(sampler: str, num_workers: int, trials: int) -> dict[str, Any]:
     config = study_config(space="mnist_small", sampler=sampler, trials=trials)
     study = optuna.create_study(directions=[DIRECTIONS[name] for name in config.objectives])
     executor, clock = VirtualExecutor(pretended, epoch_s, num_workers), Clock()
-    driver = StudyDriver(config, study, SOURCES[config.dataset].info, executor, [clock])
+    driver = StudyDriver(config, study, find_source(config.dataset).info, executor, [clock])
     driver.checkpoints = CheckpointsInMemory()
     driver.run()
     told = len(clock.cpu_s)

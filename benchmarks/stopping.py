@@ -29,7 +29,7 @@ import torch
 from optuna.trial import TrialState
 
 from search.config import study_config
-from search.data import SOURCES
+from search.data import find_source
 from search.diagnostics import dominated_area
 from search.ladder import Ladder
 from search.rungs import front_numbers
@@ -170,7 +170,7 @@ def worth(surrogate: Surrogate, way: Way, seed: int, num_workers: int) -> dict[s
     study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
     budget_s = way.budget_trials * statistics.mean(trial["duration_s"] for trial in surrogate.trials)
     executor = Budgeted(surrogate.measure, surrogate.epoch_s, num_workers, every_epoch=False, budget_s=budget_s)
-    driver = Telling(config, study, SOURCES[config.dataset].info, executor, [])
+    driver = Telling(config, study, find_source(config.dataset).info, executor, [])
     driver.telling = way.telling
     driver.checkpoints = CheckpointsInMemory()
     rungs, reduction = config.budget.rungs, config.budget.reduction

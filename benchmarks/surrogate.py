@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
 from convlogic_core import raw_gates
-from search.data import SOURCES
+from search.data import find_source
 from search.jobs import Job
 from search.training import EpochRecord
 from spaces import SPACES
@@ -42,7 +42,7 @@ class Surrogate:
     def __init__(self) -> None:
         self.rungs = SPACE.budget.rungs
         self.trials: list[dict[str, Any]] = json.loads(CURVES.read_text())["trials"]
-        info = SOURCES[SPACE.data.dataset].info
+        info = find_source(SPACE.data.dataset).info
         self.candidates = [SPACE.build(trial["params"], SPACE.data, info, SPACE.budget.epochs) for trial in self.trials]
         x = np.array([features(candidate) for candidate in self.candidates])
         y = np.array(

@@ -12,8 +12,8 @@ from convlogic_core.encoding import thermometer_encode
 
 from .candidate_file import CandidateFile
 from .circuit_check import Pixels, Results, c_compiler, run_c, run_verilog
-from .data import load_dataset
 from .errors import Failure
+from .final_training import source_for
 
 
 def verify_exports(
@@ -31,7 +31,7 @@ def verify_exports(
     Raises:
         Failure: a tool is missing or refuses a file, or the first image on which sums or class differ.
     """
-    validation = load_dataset(file.candidate.data.dataset, data_dir, file.candidate.data.limit_train).validation
+    validation = source_for(file.candidate).load(data_dir, file.candidate.data.limit_train).validation
     real = validation.images[: num_images // 2]
     random = np.random.default_rng(0).integers(0, 256, (num_images - len(real), *real.shape[1:]), np.uint8)
     images = np.concatenate([real, random])

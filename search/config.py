@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spaces import SPACES, Budget, DataSpec, Space
 
-from .data import SOURCES
+from .data import DATASETS, is_dataset
 from .errors import UsageError
 
 STUDIES_DIR: Final = Path("studies")
@@ -25,7 +25,10 @@ GateCount = Literal["raw", "core", "total"]
 
 
 class StudyConfig(BaseModel):
-    """A study as it was asked for. Field by field the options of `python -m search.run`."""
+    """A study as it was asked for. Field by field the options of `python -m search.run`.
+
+    `images_sha256` alone is none: a session adds it where the images are a user's own, once it has read them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,6 +57,7 @@ class StudyConfig(BaseModel):
     warm_start: tuple[str, ...] = ()
     finalists: int = Field(0, ge=0)
     tracking_uri: str | None = None
+    images_sha256: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,8 +72,8 @@ class StudyConfig(BaseModel):
     def _check(self) -> "StudyConfig":
         if self.space not in SPACES:
             raise ValueError(f"unknown space {self.space!r}: choose one of {', '.join(SPACES)}")
-        if self.data and self.data not in SOURCES:
-            raise ValueError(f"unknown dataset {self.data!r}: choose one of {', '.join(SOURCES)}")
+        if self.data and not is_dataset(self.data):
+            raise ValueError(f"unknown dataset {self.data!r}: choose one of {DATASETS}")
         check_study_name(self.study)
         for name in self.warm_start:
             if check_study_name(name) == self.study:
@@ -97,7 +101,12 @@ class StudyConfig(BaseModel):
     @property
     def data_spec(self) -> DataSpec:
         """The space's data, with the dataset and limit that were asked for."""
-        return replace(self.search_space.data, dataset=self.dataset, limit_train=self.limit_train)
+        return replace(
+            self.search_space.data,
+            dataset=self.dataset,
+            limit_train=self.limit_train,
+            images_sha256=self.images_sha256,
+        )
 
     @property
     def budget(self) -> Budget:

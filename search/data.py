@@ -1,11 +1,13 @@
 """Datasets: training, validation and, apart from them, test images as bytes.
 
-A new dataset is a function that reads one official split, and its line in `SOURCES`.
+A new dataset is a function that reads one official split, and its line in `SOURCES`. A user's own images need none:
+`npz:FILE` and `folder:DIR` name them, paths being relative to the working directory.
 Shapes: N images, C channels, H height, W width.
 """
 
 import contextlib
 import gzip
+import hashlib
 import http.client
 import io
 import math
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 from spaces.space import InputInfo
 
 from .errors import Failure, UsageError
+from .own_images import HELD_BACK, Labels, Pixels, Split, read_folder, read_npz, shown_shape
 
 SPLIT_SEED = 20_241_112
 DOWNLOAD_TIMEOUT_S = 15.0
@@ -62,49 +66,109 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from: `read(root, is_test)` gives one official split, as it stands."""
+    """Where a dataset comes from.
 
+    Args:
+        name: as it is typed.
+        info: what its images are.
+        num_validation: so many of the training images are held back.
+        read: (root, is_test) gives one official split, as it stands.
+        images_sha256: of a user's own training images and labels, which may change from day to day; None of others.
+    """
+
+    name: str
     info: InputInfo
     num_validation: int
     read: Callable[[Path, bool], Images]
+    images_sha256: str | None = None
+
+    def load(self, data_dir: str | Path | None, limit_train: int | None) -> Dataset:
+        """Training and validation images. Arguments and errors as in `load_dataset`."""
+        train, validation = _split(self.read(_root(data_dir), False), self.num_validation)
+        if limit_train is not None:
+            num_classes = self.info.num_classes
+            if not num_classes <= limit_train <= len(train):
+                raise UsageError(
+                    f"a limit of {limit_train} training images: {self.name} has {len(train)} of {num_classes} classes; "
+                    f"choose {num_classes} to {len(train)}"
+                )
+            train = Images(train.images[:limit_train], train.labels[:limit_train])
+        return Dataset(self.name, self.info, train, validation)
+
+    def load_test(self, data_dir: str | Path | None) -> Images:
+        """The test images. Arguments and errors as in `load_dataset`."""
+        return self.read(_root(data_dir), True)
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, limit_train: int | None = None) -> Dataset:
     """Training and validation images, split off the official training set by a fixed seed, each class in proportion.
 
     Args:
-        name: one of `SOURCES`.
+        name: one of `SOURCES`, or npz:FILE or folder:DIR.
         data_dir: the folder of all datasets (torchvision's root); None means the environment's CONVLOGIC_DATA, else
-            "data".
+            "data". A user's own images are not looked for there.
         limit_train: keep only the first so many training images (they are in a fixed random order); the validation
             images stay the same.
 
     Raises:
-        UsageError: unknown `name`, or `limit_train` below the number of classes or above the training set.
+        UsageError: unknown `name`, a user's own images that are not as they must be (see `own_images`), or
+            `limit_train` below the number of classes or above the training set.
         Failure: the files are damaged, or absent and not to be downloaded.
     """
-    source = _source(name)
-    train, validation = _split(source.read(_root(data_dir), False), source.num_validation)
-    if limit_train is not None:
-        num_classes = source.info.num_classes
-        if not num_classes <= limit_train <= len(train):
-            raise UsageError(
-                f"a limit of {limit_train} training images: {name} has {len(train)} of {num_classes} classes; "
-                f"choose {num_classes} to {len(train)}"
-            )
-        train = Images(train.images[:limit_train], train.labels[:limit_train])
-    return Dataset(name, source.info, train, validation)
+    return find_source(name).load(data_dir, limit_train)
 
 
 def load_test(name: str, data_dir: str | Path | None = None) -> Images:
     """The official test set, for the final figure only. Arguments and errors as in `load_dataset`."""
-    return _source(name).read(_root(data_dir), True)
+    return find_source(name).load_test(data_dir)
 
 
-def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise UsageError(f"no dataset {name!r}: choose one of {', '.join(SOURCES)}")
-    return SOURCES[name]
+def is_dataset(name: str) -> bool:
+    """Whether a name is one of `DATASETS`; what it names need not be there."""
+    kind, _, path = name.partition(":")
+    return name in SOURCES or (kind in OWN and path != "")
+
+
+def find_source(name: str) -> Source:
+    """What a name stands for. A user's own training images are read now: what they are is in them alone.
+
+    Raises:
+        UsageError: unknown `name`, or own training images that are not as they must be.
+    """
+    if not is_dataset(name):
+        raise UsageError(f"no dataset {name!r}: choose one of {DATASETS}")
+    return SOURCES[name] if name in SOURCES else _own_source(name)
+
+
+def _own_source(name: str) -> Source:
+    kind, _, path = name.partition(":")
+    read_split = partial(OWN[kind], Path(os.path.expanduser(path)))
+    training = Images(*read_split("train"))
+    channels, rows, columns = training.images.shape[1:]
+    info = InputInfo((channels, rows, columns), int(training.labels.max()) + 1)
+
+    def read(root: Path, is_test: bool) -> Images:
+        del root
+        if not is_test:
+            return training
+        test = Images(*read_split("test"))
+        if test.images.shape[1:] != info.image_shape:
+            raise UsageError(
+                f"the test images of {name} are {shown_shape(test.images.shape[1:])} (channels x rows x columns), its "
+                f"training images {shown_shape(info.image_shape)}: give both one size and mode"
+            )
+        if test.labels.max() >= info.num_classes:
+            raise UsageError(
+                f"{name} has the test label {test.labels.max()}: by its training images classes are 0 to "
+                f"{info.num_classes - 1}; leave such images out"
+            )
+        return test
+
+    digest = hashlib.sha256(repr(training.images.shape).encode())
+    digest.update(training.images.data)
+    digest.update(training.labels.astype("<i8").data)
+    num_validation = -(-len(training) // HELD_BACK)  # rounded up, so that no HELD_BACK neighbours in a class all stay
+    return Source(name, info, num_validation, read, digest.hexdigest())
 
 
 def _root(data_dir: str | Path | None) -> Path:
@@ -182,14 +246,22 @@ def _read_records(path: Path) -> NDArray[np.uint8]:
     return records
 
 
-SOURCES = {
-    "digits": Source(InputInfo((1, 28, 28), 10), num_validation=300, read=_read_digits),
-    "mnist": Source(InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "MNIST")),
-    "fashion_mnist": Source(
-        InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "FashionMNIST")
-    ),
-    "cifar10": Source(InputInfo((3, 32, 32), 10), num_validation=8_333, read=_read_cifar10),
+SOURCES: Final = {
+    source.name: source
+    for source in (
+        Source("digits", InputInfo((1, 28, 28), 10), num_validation=300, read=_read_digits),
+        Source("mnist", InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "MNIST")),
+        Source(
+            "fashion_mnist",
+            InputInfo((1, 28, 28), 10),
+            num_validation=10_000,
+            read=partial(_read_mnist, "FashionMNIST"),
+        ),
+        Source("cifar10", InputInfo((3, 32, 32), 10), num_validation=8_333, read=_read_cifar10),
+    )
 }
+OWN: Final[dict[str, Callable[[Path, Split], tuple[Pixels, Labels]]]] = {"npz": read_npz, "folder": read_folder}
+DATASETS: Final = ", ".join([*SOURCES, "npz:FILE", "folder:DIR"])
 
 
 def _find(folder: Path, name: str) -> Path | None:

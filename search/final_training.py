@@ -20,7 +20,7 @@ from .candidate_file import CandidateFile, dump_candidate_file, load_candidate_f
 from .checkpoints import write_atomically
 from .circuit_files import SAVED, write_circuit_files
 from .command import make_console
-from .data import Dataset, load_dataset, load_test
+from .data import Source, find_source
 from .errors import Failure, UsageError, one_line
 from .training import (
     Diverged,
@@ -97,8 +97,7 @@ def train_seeds(
         device = _device()
         if device.type == "cpu":
             check_memory(candidate.model, candidate.train.batch_size)
-        dataset = load_dataset(candidate.data.dataset, data_dir, candidate.data.limit_train)
-        _check_data(candidate, dataset)
+        dataset = source_for(candidate).load(data_dir, candidate.data.limit_train)
         data = encode_dataset(dataset, candidate.data, device)
         for seed, folder in zip(seeds, folders, strict=True):
             if not _is_trained(folder):
@@ -143,16 +142,26 @@ def _prepare_folder(output: Path, file: CandidateFile) -> Path:
     return folder
 
 
-def _check_data(candidate: Candidate, dataset: Dataset) -> None:
-    """Refuse a network that was made for other images."""
-    channels, rows, columns = dataset.info.image_shape
+def source_for(candidate: Candidate) -> Source:
+    """Where a network's images come from.
+
+    Raises:
+        UsageError: it was made for images of another shape, or a user's own are not those that it was found on.
+    """
+    source, model = find_source(candidate.data.dataset), candidate.model
+    channels, rows, columns = source.info.image_shape
     shape = (channels * candidate.data.num_thresholds, rows, columns)
-    model = candidate.model
-    if model.input_shape != shape or model.num_classes != dataset.info.num_classes:
+    if model.input_shape != shape or model.num_classes != source.info.num_classes:
         raise UsageError(
-            f"the model takes {model.input_shape} planes and {model.num_classes} classes, {dataset.name} has "
-            f"{shape} and {dataset.info.num_classes}: change input_shape and num_classes, or the dataset"
+            f"the model takes {model.input_shape} planes and {model.num_classes} classes, {source.name} has "
+            f"{shape} and {source.info.num_classes}: change input_shape and num_classes, or the dataset"
         )
+    if candidate.data.images_sha256 not in (None, source.images_sha256):
+        raise UsageError(
+            f"{source.name} has changed: its training images have the SHA-256 {source.images_sha256}, those of the "
+            f"configuration {candidate.data.images_sha256}; bring them back, or set images_sha256 to null there"
+        )
+    return source
 
 
 def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path) -> None:
@@ -226,7 +235,7 @@ def _test_accuracies(file: CandidateFile, folder: Path, data_dir: str | None) ->
     """Soft and discrete."""
     device = _device()
     tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
-    test = encode(load_test(file.candidate.data.dataset, data_dir), tensors.pop("thresholds"), device)
+    test = encode(source_for(file.candidate).load_test(data_dir), tensors.pop("thresholds"), device)
     model = build_model(file.candidate.model, seed=0)
     model.load_state_dict(tensors)
     return soft_and_discrete_accuracy(model.to(device), test)

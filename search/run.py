@@ -6,6 +6,11 @@ import click
 
 from .command import command, run_command
 
+DATA = (
+    "Another dataset for this space: digits, mnist, fashion_mnist, cifar10, or your own: npz:FILE (uint8 x_train, "
+    "y_train, x_test, y_test) or folder:DIR (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png). Paths are relative to the "
+    "working directory, here and where an exported configuration is trained."
+)
 GPUS = "0.5: two share one. auto: the first trial tells how many may."
 
 
@@ -17,7 +22,7 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
 @click.option("--space", default="digits_small", help="What to search; `python -m search.spaces` lists them.")
 @click.option("--study", default="", show_default="the space's name", help="Name of the study and of its folder.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
-@click.option("--data", default="", show_default="the space's", help="Another dataset for this space.")
+@click.option("--data", default="", show_default="the space's", help=DATA)
 @click.option("--data-dir", default=None, help="torchvision's root folder, else CONVLOGIC_DATA, else ./data.")
 @click.option("--trials", default=20, help="Total of the study's trials.")
 @click.option("--timeout", "timeout_s", type=float, default=None, help="Start no trial after so many seconds.")

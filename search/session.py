@@ -16,12 +16,13 @@ from rich.console import Console
 from .checkpoints import Checkpoints
 from .command import interpreter, make_console
 from .config import StudyConfig, default_storage
-from .data import Dataset, load_dataset
+from .data import Dataset, Source, find_source
 from .display import Display
 from .errors import Failure, UsageError
 from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .interrupt import Interruptible
 from .lease import lease
+from .own_images import shown_shape
 from .report import best_trial, complete, print_report
 from .storage import RAW_LIMIT, create_or_resume, gate_limit, running, shown, storage_errors, study_uid, trial_views
 from .study import DIRECTIONS, StudyDriver
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
 def describe_study(config: StudyConfig) -> None:
     """What a run would do, without doing it."""
     console = make_console()
-    dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
+    dataset = _source(config).load(config.data_dir, config.limit_train)
     space, budget = config.search_space, config.budget
     console.print(f"study {config.study} in {shown(config.storage)}: {config.trials} trials in all")
     console.print(f"space {space.name}: {space.description}")
     console.print(
-        f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images"
+        f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images of "
+        f"{shown_shape(dataset.info.image_shape)}, {dataset.info.num_classes} classes",
+        soft_wrap=True,
     )
     halving = "" if config.early_stopping == "none" else f"; 1 in {budget.reduction} goes on at each"
     console.print(f"rungs at epochs {', '.join(map(str, budget.rungs))}{halving}")
@@ -61,6 +64,8 @@ def run_study(config: StudyConfig) -> None:
     set_verbosity(WARNING)
     console = make_console()
     warn = partial(_warn, console)
+    source = _source(config)
+    config = config.model_copy(update={"images_sha256": source.images_sha256})
     with storage_errors(config.storage), lease(config.storage, config.study, warn) as held:
         study = create_or_resume(
             config.storage,
@@ -82,7 +87,7 @@ def run_study(config: StudyConfig) -> None:
         if num_counted < config.trials or num_unfinished:
             for line in prepare(study, config):
                 console.print(line, soft_wrap=True)
-            dataset = load_dataset(config.dataset, config.data_dir, config.limit_train)
+            dataset = source.load(config.data_dir, config.limit_train)
             with _executor(config, dataset) as executor, _tracked(config, study, warn) as tracker:
                 done = num_counted - num_unfinished
                 console.print(
@@ -113,6 +118,25 @@ def run_study(config: StudyConfig) -> None:
             raise Failure(f"no trial of study {config.study!r} completed")
         if config.finalists:
             run_finalists(config, study, views, console, held.check)
+
+
+def _source(config: StudyConfig) -> Source:
+    """Where the images come from, before anything is stored of a study that they are not fit for.
+
+    Raises:
+        UsageError: a user's own images are not as they must be, or the space's baseline cannot be built on such images.
+    """
+    source, space = find_source(config.dataset), config.search_space
+    baseline = space.known[0]
+    try:
+        space.build(baseline.params, config.data_spec, source.info, config.budget.epochs)
+    except ValueError as error:
+        raise UsageError(
+            f"space {space.name} is not for {config.dataset}, {shown_shape(source.info.image_shape)} and "
+            f"{source.info.num_classes} classes: its baseline, {baseline.name}, cannot be built ({error}); give other "
+            "images or another --space"
+        ) from error
+    return source
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def spaces(name: str | None) -> None:
     from convlogic_core import raw_gates
     from spaces import SPACES
 
-    from .data import SOURCES
+    from .data import find_source
     from .errors import UsageError
 
     console = make_console()
@@ -45,8 +45,9 @@ def spaces(name: str | None) -> None:
         table.add_row(parameter.name, str(parameter.domain), condition, *values)
     console.print(table)
     console.print()
+    info = find_source(space.data.dataset).info
     for number, known in enumerate(space.known):
-        candidate = space.build(known.params, space.data, SOURCES[space.data.dataset].info, space.budget.epochs)
+        candidate = space.build(known.params, space.data, info, space.budget.epochs)
         console.print(f"trial {number}: {known.name}, {raw_gates(candidate.model):,} raw gates. {known.source}")
 
 

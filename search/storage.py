@@ -333,7 +333,7 @@ def create_or_resume(
     if differences:
         raise UsageError(
             f"study {name!r} was made with another configuration ({'; '.join(differences)}): "
-            "give --study another name, or the options it was made with"
+            "give --study another name, or the options and images it was made with"
         )
     return study
 

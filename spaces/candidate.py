@@ -19,6 +19,8 @@ class DataSpec(Strict):
         num_thresholds: thermometer thresholds a channel.
         threshold_kind: "uniform" or "quantile" (of the training images).
         limit_train: only the first n training images of the fixed split; None is all.
+        images_sha256: of a user's own training images, that others in their place are noticed; None for the datasets
+            that never change, and where nobody asks.
 
     Raises:
         ValueError: a number of thresholds that bytes cannot have.
@@ -28,6 +30,7 @@ class DataSpec(Strict):
     num_thresholds: int = 1
     threshold_kind: ThresholdKind = "uniform"
     limit_train: int | None = None
+    images_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_thresholds <= 255:

@@ -17,7 +17,7 @@ from search import circuit_check, data
 from search.candidate_file import CandidateFile, dump_candidate_file
 from search.circuit import circuit
 from search.circuit_files import FORMATS, SAVED, load_model, write_circuit_files
-from search.data import Images, Source
+from search.data import Images
 from tests.circuit.hardware_tools import tool
 from tests.search.conftest import Outcome
 from tests.search.tiny import tiny_candidate, tiny_origin
@@ -34,7 +34,7 @@ def folder(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert not is_test, "the test split was opened"
         return digits.read(root, is_test)
 
-    monkeypatch.setitem(data.SOURCES, "digits", Source(digits.info, digits.num_validation, read))
+    monkeypatch.setitem(data.SOURCES, "digits", replace(digits, read=read))
     candidate = tiny_candidate(epochs=1)
     conv, dense = (
         tuple(replace(layer, residual_init=False) for layer in layers)

@@ -68,6 +68,14 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
             "unknown space 'nmist': choose one of digits_small, mnist_small, mnist_medium, cifar10_small, tiny",
         ),
         (("--data", "nmist"), "unknown dataset 'nmist'"),
+        (
+            ("--data", "npz:none.npz"),
+            "cannot read none.npz: No such file or directory; paths are relative to the working",
+        ),
+        (
+            ("--data", "folder:none"),
+            "cannot read none/train: No such file or directory; a folder has train/CLASS/*.png",
+        ),
         (("--study", "results"), "study name 'results' is reserved: choose another"),
         (("--study", "a/b"), "study name 'a/b' must be 1 to 64 letters"),
         (("--trials", "0"), "--trials=0: input should be greater than or equal to 1"),
@@ -295,6 +303,7 @@ def put(body: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         (put(exported(), "seed", "x"), "seed='x': "),
         (put(exported(), "candidate", None), "candidate=None: "),
         (put(exported(), "candidate.data.dataset", "nmist"), "no dataset 'nmist': choose one of digits, "),
+        (put(exported(), "candidate.data.dataset", "npz:none.npz"), "cannot read none.npz: No such file or directory"),
         (put(exported(), "candidate.data.num_thresholds", 0), "num_thresholds=0 must be 1 to 255"),
         (
             put(exported(), "candidate.data.num_thresholds", 3),

@@ -98,8 +98,12 @@ def test_limit_out_of_range(limit: int) -> None:
 
 @pytest.mark.parametrize("load", [load_dataset, load_test])
 def test_unknown_name_lists_the_known_ones(load: Any) -> None:
-    with pytest.raises(UsageError, match=r"'nmist': choose one of digits, mnist, fashion_mnist, cifar10$"):
-        load("nmist")
+    for name in ("nmist", "npz", "npz:", "png:x", "digits:x"):
+        with pytest.raises(UsageError) as caught:
+            load(name)
+        assert str(caught.value) == (
+            f"no dataset {name!r}: choose one of digits, mnist, fashion_mnist, cifar10, npz:FILE, folder:DIR"
+        )
 
 
 # MNIST's files
@@ -266,7 +270,8 @@ def test_torchvision_itself_downloads_silently(
 
 
 def test_importing_the_module_imports_no_dataset_library() -> None:
-    code = "import sys, search.data; print(*{'sklearn', 'torchvision', 'optuna', 'ray', 'mlflow'} & set(sys.modules))"
+    libraries = {"sklearn", "torchvision", "PIL", "optuna", "ray", "mlflow"}
+    code = f"import sys, search.data; print(*{libraries} & set(sys.modules))"
     environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert loaded.stdout.strip() == ""

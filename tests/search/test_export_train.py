@@ -52,7 +52,7 @@ def no_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
             raise AssertionError("the test split was opened")
         return digits.read(root, is_test)
 
-    monkeypatch.setitem(data.SOURCES, "digits", Source(digits.info, digits.num_validation, read))
+    monkeypatch.setitem(data.SOURCES, "digits", replace(digits, read=read))
 
 
 # From the study to a file
@@ -184,12 +184,13 @@ def test_the_test_split_is_opened_once_every_seed_is_trained(
     command: Call, small: Candidate, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
+    load = Source.load_test
 
     def opened(*args: Any) -> Images:
         trained.append(len(list(Path("runs/best").glob("*/model.safetensors"))))
-        return load_test(*args)
+        return load(*args)
 
-    monkeypatch.setattr(final_training, "load_test", opened)
+    monkeypatch.setattr(Source, "load_test", opened)
     assert command(train, "best.yaml", "--seeds", 2, "--tracking-uri", tracking_uri).code == 0
     assert trained == [2, 2]
 

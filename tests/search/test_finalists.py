@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from search import data, finalists, session
 from search.config import StudyConfig
-from search.data import Images, Source
+from search.data import Images
 from search.errors import Failure, UsageError
 from search.export import export
 from search.finalists import Finalist, Finals, choose, half_width, name_winner, refuse_another_winner, run_finalists
@@ -50,7 +51,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Finals]:
             seen.append(stored)
         return digits.read(root, is_test)
 
-    monkeypatch.setitem(data.SOURCES, "digits", Source(digits.info, digits.num_validation, read))
+    monkeypatch.setitem(data.SOURCES, "digits", replace(digits, read=read))
     return seen
 
 
