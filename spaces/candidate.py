@@ -87,5 +87,8 @@ class Candidate(Strict):
     train: TrainSpec
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, numbers and strings."""
-        return asdict(self)
+        """Plain dicts, lists, numbers and strings; no SHA-256 where there is none."""
+        json = asdict(self)
+        if self.data.images_sha256 is None:
+            del json["data"]["images_sha256"]
+        return json
