@@ -12,7 +12,7 @@ from search.jobs import Job
 from search.ladder import PATIENCE
 from search.storage import TrialView, trial_views
 from search.study import StudyDriver
-from search.training import EpochRecord
+from search.training import EpochRecord, derived_seed
 from search.workers import Event, Progress
 from tests.search.tiny import BASELINE, FakeExecutor, Runs, broken, counted, measured, refusing_from
 
@@ -133,6 +133,14 @@ def test_a_trial_waits_for_so_many_others_and_is_told_then(run: Runs) -> None:
     last_waited_for, after = begun[1 + PATIENCE], begun[2 + PATIENCE]
     (num_jobs,) = (num_jobs for number, num_jobs in told if number == 1)
     assert last_waited_for < num_jobs <= after
+
+
+def test_a_trials_seed_is_of_its_number_and_the_studys(run: Runs) -> None:
+    """Whatever was asked, killed or rejected before it."""
+    views = run(FakeExecutor(num_workers=2), trials=6, seed=5)
+    seeds = [view.attrs["seed"] for view in views if view.counts]
+    assert seeds == [derived_seed(5, view.number) for view in views if view.counts]
+    assert len({*seeds}) == 6
 
 
 def test_without_early_stopping_every_trial_has_the_full_budget(run: Runs) -> None:
