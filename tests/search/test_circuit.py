@@ -164,8 +164,10 @@ def test_folders_that_hold_no_model(command: Call, folder: Path) -> None:
     ):
         weights.write_bytes(damaged)
         outcome = command(circuit, folder)
-        assert outcome.code == 2
-        assert re.fullmatch(r"error: [^\n]+ does not hold the weights of config.yaml [^\n]+\n", outcome.err)
+        assert outcome.code == 1
+        assert re.fullmatch(
+            rf"error: {weights} is damaged \([^\n]+\): delete it and run `search.train` again [^\n]+\n", outcome.err
+        )
 
 
 def test_missing_files_are_written_again(folder: Path) -> None:
