@@ -242,6 +242,11 @@ def test_export_of_what_is_not_there(study: Runs, fails: Callable[..., str], wor
     assert "cannot write file/best.yaml" in fails(FAILURE, export, "--study", "tiny", "-o", "file/best.yaml")
     assert "Missing option '--study'" in fails(USAGE, export, *output)
     assert not (workspace / "best.yaml").exists()
+    for name in ("all.csv", "all.PARQUET"):
+        assert fails(USAGE, export, "--study", "tiny", "-o", name) == (
+            f"{name}: one configuration is written as YAML; for a table of all trials add --all"
+        )
+        assert not (workspace / name).exists()
 
 
 def test_export_of_a_study_without_a_complete_trial(run_sqlite: Runs, fails: Callable[..., str]) -> None:
@@ -393,3 +398,36 @@ def test_an_error_of_the_real_command(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: unknown space 'nmist': [^\n]+\n", done.stderr)
+
+
+def as_typed(folder: Path, command_line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a shell, which knows redirections."""
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable} | environment
+    return subprocess.run(["sh", "-c", command_line], cwd=folder, env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_full_stdout(study: Runs, workspace: Path, buffering: str) -> None:
+    for arguments in ("report --study tiny", "export --study tiny -o best.yaml", "report --help"):
+        done = as_typed(workspace, f'"$PYTHON" -m search.{arguments} > /dev/full', PYTHONUNBUFFERED=buffering)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error: the output cannot be written: No space left on device; make room, or send it elsewhere\n",
+        )
+
+
+def test_a_closed_stdout(study: Runs, workspace: Path) -> None:
+    done = as_typed(workspace, '"$PYTHON" -m search.report --study tiny >&-')
+    assert (done.returncode, done.stderr) == (0, "")
+    done = as_typed(workspace, '"$PYTHON" -m search.report --study other >&- 2>&-')
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_stdout_of_few_characters(workspace: Path, tracking_uri: str) -> None:
+    """Final training prints ±."""
+    candidate = tiny_candidate(epochs=1)
+    write(replace(candidate, data=replace(candidate.data, limit_train=100)))
+    call = f'"$PYTHON" -m search.train best.yaml --seeds 2 --tracking-uri {tracking_uri}'
+    done = as_typed(workspace, call, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"test/acc_discrete  [\d.]+% \? [\d.]+\n", done.stdout)
