@@ -106,7 +106,7 @@ def train_seeds(
         device = _device()
         if device.type == "cpu":
             check_memory(candidate.model, candidate.train.batch_size)
-        dataset = source_for(candidate).load(data_dir, candidate.data.limit_train)
+        dataset = source_for(candidate).load(data_dir, candidate.data.limit_train, "limit_train")
         data = encode_dataset(dataset, candidate.data, device)
         for seed, folder in zip(seeds, folders, strict=True):
             if not _is_trained(folder):
@@ -175,9 +175,16 @@ def source_for(candidate: Candidate) -> Source:
     channels, rows, columns = source.info.image_shape
     shape = (channels * candidate.data.num_thresholds, rows, columns)
     if model.input_shape != shape or model.num_classes != source.info.num_classes:
+        num_thresholds, remainder = divmod(model.input_shape[0], channels)
+        fits = (num_thresholds * channels, rows, columns), source.info.num_classes
+        way_out = (
+            f"set num_thresholds, now {candidate.data.num_thresholds}, to {num_thresholds}, or change input_shape"
+            if not remainder and (model.input_shape, model.num_classes) == fits
+            else "change input_shape and num_classes, or the dataset"
+        )
         raise UsageError(
             f"the model takes {model.input_shape} planes and {model.num_classes} classes, {source.name} has "
-            f"{shape} and {source.info.num_classes}: change input_shape and num_classes, or the dataset"
+            f"{shape} and {source.info.num_classes}: {way_out}"
         )
     if candidate.data.images_sha256 not in (None, source.images_sha256):
         raise UsageError(
