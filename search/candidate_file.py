@@ -76,17 +76,37 @@ def dump_candidate_file(file: CandidateFile) -> str:
     return header + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            first, line = lines.get(key.value), key.start_mark.line + 1
+            if first is not None:
+                where = f"twice in line {line}" if first == line else f"in line {first} and again in line {line}"
+                raise _DuplicateKey(f"gives {key.value!r} {where}")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+class _DuplicateKey(yaml.YAMLError):
+    """Its message says which and where."""
+
+
 def load_candidate_file(path: Path) -> CandidateFile:
     """Read an exported YAML.
 
     Raises:
-        UsageError: missing, not YAML, or not such a file; one line with the way out.
+        UsageError: missing, not YAML, not such a file, or with a key twice; one line with the way out.
     """
     way_out = "write one with `python -m search.export`"
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; {way_out}") from error
+    except _DuplicateKey as error:
+        raise UsageError(f"{path} {error}: leave one of them out") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML ({one_line(error)}); {way_out}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:

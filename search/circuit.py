@@ -1,7 +1,7 @@
 """python -m search.circuit: the circuit of a trained model, counted, written for other tools, verified by them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,10 +13,21 @@ if TYPE_CHECKING:
     from convlogic_core.circuit import Circuit, CircuitCounts
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+# what a file's content is called, for whoever uses it in a larger design; AIGER knows no names
+NAMED: Final = {
+    ".v": "module {name}, ",
+    ".c": "functions {name}_sums and {name}_classify, ",
+    ".blif": "model {name}, ",
+    ".aig": "",
+    ".json": "name {name}, ",
+}
 
 
 @command(
-    "circuit", "Count the circuit of MODEL_DIR (a seed's folder of search.train), write it, verify what is written."
+    "circuit",
+    "Count the circuit of MODEL_DIR (a seed's folder of search.train), write it, verify what is written. Verilog's "
+    "module, BLIF's model and the JSON are called as their file without its suffix, C's functions that and _sums or "
+    "_classify; what no name may have becomes _, and circuit_ goes before a digit or a keyword (2-in.v: circuit_2_in).",
 )
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.option("--verilog", type=FILE, default=None, help="Write a Verilog-2001 module, from pixels to the class.")
@@ -42,6 +53,8 @@ def circuit(
     images: int,
     data_dir: str | None,
 ) -> None:
+    from convlogic_core.circuit.names import safe_name
+
     from .checkpoints import write_atomically
     from .circuit_files import FORMATS, circuit_of, load_model
     from .command import make_console
@@ -71,7 +84,8 @@ def circuit(
                 verilog_text(simplified, path, pipeline) if suffix == ".v" else FORMATS[suffix](simplified, path.stem)
             )
             write_atomically(path, content)
-            console.print(f"{path}: {simplified.num_gates:,} gates, {len(content):,} bytes", soft_wrap=True)
+            called = NAMED[suffix].format(name=safe_name(path.stem))
+            console.print(f"{path}: {called}{simplified.num_gates:,} gates, {len(content):,} bytes", soft_wrap=True)
     if verify:
         from .circuit_verification import verify_exports
 

@@ -31,7 +31,8 @@ def verify_exports(
     Raises:
         Failure: a tool is missing or refuses a file, or the first image on which sums or class differ.
     """
-    validation = source_for(file.candidate).load(data_dir, file.candidate.data.limit_train).validation
+    limit_train = file.candidate.data.limit_train
+    validation = source_for(file.candidate).load(data_dir, limit_train, "limit_train").validation
     real = validation.images[: num_images // 2]
     random = np.random.default_rng(0).integers(0, 256, (num_images - len(real), *real.shape[1:]), np.uint8)
     images = np.concatenate([real, random])

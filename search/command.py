@@ -1,9 +1,12 @@
 """How every command starts and ends: options by click, an error as one line, exit codes 0, 1, 2 and 130."""
 
+import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -15,19 +18,45 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from rich.console import Console
 
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a command and leave the process: 2 for wrong usage, 1 for failure, 130 after Ctrl-C."""
+    _prepare_streams()
     try:
-        sys.exit(command.main(standalone_mode=False) or 0)
+        code = command.main(standalone_mode=False) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except (click.UsageError, UsageError) as error:
         code, message = 2, error.format_message() if isinstance(error, click.UsageError) else str(error)
     except Failure as error:
         code, message = 1, str(error)
     except (KeyboardInterrupt, click.Abort):
         code, message = 130, "interrupted; what was stored is kept: the same command goes on from there"
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        code, message = 1, f"the output cannot be written: {error.strerror}; make room, or send it elsewhere"
+        _drop_output()
     print(f"error: {message}" if code != 130 else message, file=sys.stderr)
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """So that what a command prints cannot end it: streams that are closed, characters that they cannot encode."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere: Python would try it again at its end, and complain."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def interpreter() -> str:

@@ -33,7 +33,7 @@ from .own_images import HELD_BACK, Labels, Pixels, Split, read_folder, read_npz,
 
 SPLIT_SEED = 20_241_112
 DOWNLOAD_TIMEOUT_S = 15.0
-WAY_ON = "or go on with the bundled digits: --space digits_small"
+WAY_ON = "or go on with the bundled digits: `search.run --space digits_small`"
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as its page gives it
@@ -82,15 +82,15 @@ class Source:
     read: Callable[[Path, bool], Images]
     images_sha256: str | None = None
 
-    def load(self, data_dir: str | Path | None, limit_train: int | None) -> Dataset:
-        """Training and validation images. Arguments and errors as in `load_dataset`."""
+    def load(self, data_dir: str | Path | None, limit_train: int | None, limit_name: str = "--limit-train") -> Dataset:
+        """Training and validation images. Arguments and errors as in `load_dataset`; `limit_name` is for people."""
         train, validation = _split(self.read(_root(data_dir), False), self.num_validation)
         if limit_train is not None:
             num_classes = self.info.num_classes
             if not num_classes <= limit_train <= len(train):
                 raise UsageError(
-                    f"a limit of {limit_train} training images: {self.name} has {len(train)} of {num_classes} classes; "
-                    f"choose {num_classes} to {len(train)}"
+                    f"{limit_name} {limit_train}: {self.name} has {len(train):,} training images in {num_classes} "
+                    f"classes; choose {num_classes} to {len(train):,}"
                 )
             train = Images(train.images[:limit_train], train.labels[:limit_train])
         return Dataset(self.name, self.info, train, validation)

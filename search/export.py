@@ -35,8 +35,13 @@ if TYPE_CHECKING:
     help="YAML to write; with --all, FILE.csv or FILE.parquet.",
 )
 def export(study: str, storage: str, pick: str, max_gates: int | None, whole: bool, output: Path) -> None:
+    from .errors import UsageError
+    from .table_file import SUFFIXES
+
     if whole:
         _export_all(study, storage, pick, max_gates, output)
+    elif output.suffix.lower() in SUFFIXES:
+        raise UsageError(f"{output}: one configuration is written as YAML; for a table of all trials add --all")
     else:
         _export_one(study, storage, pick, max_gates, output)
 

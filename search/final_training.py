@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from convlogic_core import build_model
 from convlogic_core.circuit import Circuit
 from spaces.candidate import Candidate
 
 from .candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
 from .checkpoints import write_atomically
-from .circuit_files import SAVED, write_circuit_files
+from .circuit_files import SAVED, WEIGHTS, dump_weights, load_model, remove_circuit_files, write_circuit_files
 from .command import make_console
+from .config import first_problem
 from .data import Source, find_source
 from .errors import Failure, UsageError, one_line
 from .training import (
@@ -36,8 +36,13 @@ from .training import (
 
 CHECKPOINT_EVERY_S: Final = 20.0
 CHECKPOINT: Final = "checkpoint.safetensors"
+CONFIG: Final = "config.yaml"
 HISTORY: Final = "epochs.json"
+METRICS: Final = "metrics.json"
 REPORTED: Final = ("val/acc_soft", "val/acc_discrete", "test/acc_soft", "test/acc_discrete")
+REPORTED_GATES: Final = ("gates/raw", "gates/core", "gates/total", "gates/depth")
+_RECORDS = TypeAdapter(tuple[EpochRecord, ...])
+_METRICS = TypeAdapter(dict[str, int | float])
 
 
 @dataclass(frozen=True)
@@ -89,36 +94,40 @@ def train_seeds(
     Raises:
         UsageError: `output` holds another configuration's results.
         Diverged: a loss is not finite.
-        Failure: data, memory or disk.
+        Failure: data, memory or disk, or a finished seed's file is damaged.
     """
     candidate = file.candidate
-    folders = [_prepare_folder(output, replace(file, seed=seed)) for seed in seeds]
+    _refuse_other_results(output, candidate)
+    folders = [output / f"seed_{seed}" for seed in seeds]
+    for seed, folder in zip(seeds, folders, strict=True):
+        if _is_trained(folder):  # damage is told now, not after hours of training the other seeds
+            _check_trained(replace(file, seed=seed), folder)
     if not all(_is_trained(folder) for folder in folders):
         device = _device()
         if device.type == "cpu":
             check_memory(candidate.model, candidate.train.batch_size)
-        dataset = source_for(candidate).load(data_dir, candidate.data.limit_train)
+        dataset = source_for(candidate).load(data_dir, candidate.data.limit_train, "limit_train")
         data = encode_dataset(dataset, candidate.data, device)
         for seed, folder in zip(seeds, folders, strict=True):
             if not _is_trained(folder):
-                _train(console, file, seed, data, folder)
+                _train(console, replace(file, seed=seed), data, folder)
     for folder in folders:
         write_circuit_files(folder)
-    return [_load_trained(seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
+    return [_load_trained(file, seed, folder) for seed, folder in zip(seeds, folders, strict=True)]
 
 
 def with_test(file: CandidateFile, trained: FinalResult, data_dir: str | None) -> FinalResult:
     """The result with the test figures of its network. Opens the test set, once: metrics.json keeps them.
 
     Raises:
-        Failure: data, memory or disk.
+        Failure: data, memory or disk, or metrics.json is damaged.
     """
-    metrics = trained.folder / "metrics.json"
-    if not _is_measured(metrics):
+    measured = _load_measured(trained.folder)
+    if measured is None:
         soft, discrete = _test_accuracies(file, trained.folder, data_dir)
         measured = {**trained.metrics, "test/acc_soft": soft, "test/acc_discrete": discrete}
-        write_atomically(metrics, json.dumps(measured, indent=2).encode())
-    return replace(trained, metrics=json.loads(metrics.read_text()))
+        write_atomically(trained.folder / METRICS, json.dumps(measured, indent=2).encode())
+    return replace(trained, metrics=measured)
 
 
 def _device() -> torch.device:
@@ -126,20 +135,34 @@ def _device() -> torch.device:
 
 
 def _is_trained(folder: Path) -> bool:
-    return (folder / "model.safetensors").exists()
+    return (folder / WEIGHTS).exists() and (folder / HISTORY).exists()
 
 
-def _prepare_folder(output: Path, file: CandidateFile) -> Path:
-    """The seed's folder with its config.yaml in it."""
-    folder = output / f"seed_{file.seed}"
-    for config in output.glob("seed_*/config.yaml"):
-        if load_candidate_file(config).candidate != file.candidate:
+def _check_trained(file: CandidateFile, folder: Path) -> None:
+    """That what is not trained again is whole.
+
+    Raises:
+        Failure: a file is damaged; names it and says the way out.
+    """
+    if not (folder / CONFIG).exists():
+        write_atomically(folder / CONFIG, dump_candidate_file(file).encode())
+    load_model(folder)
+    _load_records(file, folder)
+    _load_measured(folder)
+
+
+def _refuse_other_results(output: Path, candidate: Candidate) -> None:
+    """Only weights and checkpoints are results: a training that failed at its start may be corrected in place.
+
+    Raises:
+        UsageError: `output` holds another configuration's.
+    """
+    for config in output.glob(f"seed_*/{CONFIG}"):
+        has_results = any((config.parent / name).exists() for name in (WEIGHTS, CHECKPOINT))
+        if has_results and load_candidate_file(config).candidate != candidate:
             raise UsageError(
                 f"{config.parent} holds results of another configuration: move it away or give -o another folder"
             )
-    if not (folder / "config.yaml").exists():
-        write_atomically(folder / "config.yaml", dump_candidate_file(file).encode())
-    return folder
 
 
 def source_for(candidate: Candidate) -> Source:
@@ -152,9 +175,16 @@ def source_for(candidate: Candidate) -> Source:
     channels, rows, columns = source.info.image_shape
     shape = (channels * candidate.data.num_thresholds, rows, columns)
     if model.input_shape != shape or model.num_classes != source.info.num_classes:
+        num_thresholds, remainder = divmod(model.input_shape[0], channels)
+        fits = (num_thresholds * channels, rows, columns), source.info.num_classes
+        way_out = (
+            f"set num_thresholds, now {candidate.data.num_thresholds}, to {num_thresholds}, or change input_shape"
+            if not remainder and (model.input_shape, model.num_classes) == fits
+            else "change input_shape and num_classes, or the dataset"
+        )
         raise UsageError(
             f"the model takes {model.input_shape} planes and {model.num_classes} classes, {source.name} has "
-            f"{shape} and {source.info.num_classes}: change input_shape and num_classes, or the dataset"
+            f"{shape} and {source.info.num_classes}: {way_out}"
         )
     if candidate.data.images_sha256 not in (None, source.images_sha256):
         raise UsageError(
@@ -164,11 +194,12 @@ def source_for(candidate: Candidate) -> Source:
     return source
 
 
-def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path) -> None:
+def _train(console: Console, file: CandidateFile, data: EncodedDataset, folder: Path) -> None:
     """Up to the full budget, from the folder's checkpoint where there is one; then the weights are saved."""
+    write_atomically(folder / CONFIG, dump_candidate_file(file).encode())
     checkpoint, history = folder / CHECKPOINT, folder / HISTORY
     epochs = file.candidate.train.epochs
-    run, records = _begun(console, file, seed, data, folder)
+    run, records = _begun(console, file, data, folder)
     saved_at = time.monotonic()
     while run.epoch < epochs:
         try:
@@ -177,7 +208,7 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise Failure(f"out of memory ({one_line(error)}): lower batch_size or k") from error
         console.print(
-            f"seed {seed} epoch {record.epoch}/{epochs}: loss {record.loss:.4f}, validation discrete "
+            f"seed {file.seed} epoch {record.epoch}/{epochs}: loss {record.loss:.4f}, validation discrete "
             f"{record.acc_discrete:.2%}, soft {record.acc_soft:.2%}, {record.images_per_second:,.0f} images/s"
         )
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S and run.epoch < epochs:
@@ -185,20 +216,22 @@ def _train(console: Console, file: CandidateFile, seed: int, data: EncodedDatase
             write_atomically(history, _to_json(records))
             write_atomically(checkpoint, run.checkpoint())
             saved_at = time.monotonic()
-    tensors = {name: value.contiguous() for name, value in run.model.state_dict().items()}
-    tensors["thresholds"] = data.thresholds
+    # where weights or history were deleted: on another device the next may differ, and so all that is made from them
+    remove_circuit_files(folder)
+    (folder / METRICS).unlink(missing_ok=True)
     write_atomically(history, _to_json(records))
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_atomically(folder / WEIGHTS, dump_weights({**run.model.state_dict(), "thresholds": data.thresholds}))
     checkpoint.unlink(missing_ok=True)
 
 
 def _begun(
-    console: Console, file: CandidateFile, seed: int, data: EncodedDataset, folder: Path
+    console: Console, file: CandidateFile, data: EncodedDataset, folder: Path
 ) -> tuple[TrainingRun, list[EpochRecord]]:
     """The seed's training where its checkpoint left it, and the epochs until then; at its start where that is damaged.
 
     It measures the same either way.
     """
+    seed = file.seed
     run = TrainingRun(file.candidate, data, seed)
     checkpoint, history = folder / CHECKPOINT, folder / HISTORY
     if not checkpoint.exists():
@@ -219,25 +252,60 @@ def _to_json(records: list[EpochRecord]) -> bytes:
     return json.dumps([record.to_json() for record in records]).encode()
 
 
-def _load_trained(seed: int, folder: Path) -> FinalResult:
+def _load_trained(file: CandidateFile, seed: int, folder: Path) -> FinalResult:
     """A trained seed without test figures, whether they are known or not."""
-    records = tuple(EpochRecord(**record) for record in json.loads((folder / HISTORY).read_text()))
+    records = _load_records(file, folder)
     metrics = {**records[-1].metrics(), **_counts(folder / SAVED)}
     return FinalResult(seed, metrics, records, folder)
 
 
-def _is_measured(metrics: Path) -> bool:
-    """Whether the seed's figures are there; those of versions that knew no circuits are measured again."""
-    return metrics.exists() and "gates/core" in json.loads(metrics.read_text())
+def _load_records(file: CandidateFile, folder: Path) -> tuple[EpochRecord, ...]:
+    """A trained seed's epochs.
+
+    Raises:
+        Failure: epochs.json is damaged.
+    """
+    path, epochs = folder / HISTORY, file.candidate.train.epochs
+    try:
+        records = _RECORDS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(path, error) from error
+    if [record.epoch for record in records] != [*range(1, epochs + 1)]:
+        raise _damaged(path, ValueError(f"its epochs are not 1 to {epochs}"))
+    return records
+
+
+def _load_measured(folder: Path) -> dict[str, float] | None:
+    """A trained seed's figures; None where it has none, or those of versions that knew no circuits.
+
+    Raises:
+        Failure: metrics.json is damaged.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    try:
+        metrics = _METRICS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(path, error) from error
+    if "gates/core" not in metrics:
+        return None
+    missing = [name for name in (*REPORTED, *REPORTED_GATES) if name not in metrics]
+    if missing:
+        raise _damaged(path, ValueError(f"it lacks {missing[0]}"))
+    return dict(metrics)
+
+
+def _damaged(path: Path, error: Exception) -> Failure:
+    reason = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
+    return Failure(f"{path} is damaged ({reason}): delete it and run the same command again")
 
 
 def _test_accuracies(file: CandidateFile, folder: Path, data_dir: str | None) -> tuple[float, float]:
     """Soft and discrete."""
     device = _device()
-    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
-    test = encode(source_for(file.candidate).load_test(data_dir), tensors.pop("thresholds"), device)
-    model = build_model(file.candidate.model, seed=0)
-    model.load_state_dict(tensors)
+    _, model, thresholds = load_model(folder)
+    test = encode(source_for(file.candidate).load_test(data_dir), thresholds, device)
     return soft_and_discrete_accuracy(model.to(device), test)
 
 

@@ -105,8 +105,10 @@ def _comment(circuit: "Circuit", ports: list[str], width: int, pipeline: int | N
         f"{len(circuit.outputs) // circuit.num_classes} outputs of class k are one;",
         "- class_index is the class of the highest sum, of equal ones the lowest.",
         *(clocks if pipeline else []),
-        f"{circuit.num_gates} gates; simplified {counts.core} of two inputs each, inverters free, at most",
-        f"{counts.depth} of these in a row. Comparators of pixels, sums and the choice of the class come on top.",
+        # as many gates as after simplification are those of after it: it drops wires and inverters, and adds none
+        *([] if circuit.num_gates == counts.core else [f"{circuit.num_gates:,} gates, which simplify to"]),
+        f"{counts.core:,} two-input gates (core; inverters are free), at most {counts.depth:,} of them in a row.",
+        "Comparators of pixels, sums and the choice of the class come on top.",
     ]
 
 

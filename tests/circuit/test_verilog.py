@@ -81,6 +81,19 @@ def test_only_what_is_read_is_compared() -> None:
     assert verilog(circuit).count(">= 8'd") == len(read) < 36
 
 
+def test_gates_are_told_once() -> None:
+    """In the comment at the top: those of the module as it is written and, where they differ, after simplification."""
+    circuit = CIRCUITS["three classes of bytes"]
+    simplified = circuit.simplify()
+    core, depth = simplified.num_gates, circuit.counts.depth
+    line = f"// {core:,} two-input gates (core; inverters are free), at most {depth:,} of them in a row.\n"
+    assert core < circuit.num_gates == 90
+    assert f"// 90 gates, which simplify to\n{line}" in verilog(circuit)
+    text = verilog(simplified)
+    assert line in text
+    assert "simplif" not in text
+
+
 def test_no_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="pipeline=0 levels of gates: choose at least 1"):
         verilog(CIRCUITS["one class"], pipeline=0)

@@ -83,6 +83,23 @@ def test_a_module_called_testbench_is_verified(command: Call, folder: Path) -> N
     assert "module testbench (" in Path("testbench.v").read_text()
 
 
+def test_names_in_the_written_files_are_told(command: Call, folder: Path) -> None:
+    files = {"verilog": "2-in.v", "c": "net.v2.c", "blif": "module.blif", "aiger": "x.aig", "json": "out/größe.json"}
+    outcome = command(circuit, folder, *(word for kind, file in files.items() for word in (f"--{kind}", file)))
+    assert (outcome.code, outcome.err) == (0, "")
+    told = [re.sub(r"[\d,]+ gates, [\d,]+ bytes$", "...", line) for line in outcome.out.splitlines()]
+    assert told == [
+        "2-in.v: module circuit_2_in, ...",
+        "net.v2.c: functions net_v2_sums and net_v2_classify, ...",
+        "module.blif: model circuit_module, ...",
+        "x.aig: ...",
+        "out/größe.json: name gr_e, ...",
+    ]
+    assert "module circuit_2_in (" in Path("2-in.v").read_text()
+    assert "int net_v2_classify(" in Path("net.v2.c").read_text()
+    assert ".model circuit_module\n" in Path("module.blif").read_text()
+
+
 @pytest.mark.parametrize("kind", ["verilog", "c"])
 def test_a_file_that_is_wrong_is_found(command: Call, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """The last image only, its class or its sums."""
@@ -164,8 +181,10 @@ def test_folders_that_hold_no_model(command: Call, folder: Path) -> None:
     ):
         weights.write_bytes(damaged)
         outcome = command(circuit, folder)
-        assert outcome.code == 2
-        assert re.fullmatch(r"error: [^\n]+ does not hold the weights of config.yaml [^\n]+\n", outcome.err)
+        assert outcome.code == 1
+        assert re.fullmatch(
+            rf"error: {weights} is damaged \([^\n]+\): delete it and run `search.train` again [^\n]+\n", outcome.err
+        )
 
 
 def test_missing_files_are_written_again(folder: Path) -> None:

@@ -91,7 +91,7 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--gpus-per-trial", "-1"), "--gpus-per-trial=-1.0: it must be a number of at least 0, or auto"),
         (("--trial-timeout", "0"), "--trial-timeout=0.0: input should be greater than 0"),
         (("--frobnicate",), "No such option"),
-        (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
+        (("--limit-train", "5"), "--limit-train 5: digits has 1,197 training images in 10 classes; choose 10 to 1,197"),
         (("extra",), "unexpected extra argument"),
         (("--timeout", "-1"), "--timeout=-1.0: input should be greater than 0"),
         (("--max-gates", "0"), "--max-gates=0: input should be greater than or equal to 1"),
@@ -173,7 +173,10 @@ def test_missing_data_without_a_network(
     (workspace / "empty").mkdir()
     message = fails(FAILURE, search_run, "--space", "mnist_small", "--data-dir", "empty", "--executor", "inline")
     assert str(Path("empty/MNIST/raw")) in message
-    assert "--space digits_small" in message
+    assert "`search.run --space digits_small`" in message
+    write(replace(tiny_candidate(epochs=1), data=replace(tiny_candidate().data, dataset="mnist")))
+    message = fails(FAILURE, train, "best.yaml", "--data-dir", "empty")
+    assert "`search.run --space digits_small`" in message, "which train itself does not take"
 
 
 def test_a_folder_that_cannot_be_written(
@@ -242,6 +245,11 @@ def test_export_of_what_is_not_there(study: Runs, fails: Callable[..., str], wor
     assert "cannot write file/best.yaml" in fails(FAILURE, export, "--study", "tiny", "-o", "file/best.yaml")
     assert "Missing option '--study'" in fails(USAGE, export, *output)
     assert not (workspace / "best.yaml").exists()
+    for name in ("all.csv", "all.PARQUET"):
+        assert fails(USAGE, export, "--study", "tiny", "-o", name) == (
+            f"{name}: one configuration is written as YAML; for a table of all trials add --all"
+        )
+        assert not (workspace / name).exists()
 
 
 def test_export_of_a_study_without_a_complete_trial(run_sqlite: Runs, fails: Callable[..., str]) -> None:
@@ -307,11 +315,28 @@ def put(body: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         (put(exported(), "candidate.data.num_thresholds", 0), "num_thresholds=0 must be 1 to 255"),
         (
             put(exported(), "candidate.data.num_thresholds", 3),
-            "the model takes (1, 28, 28) planes and 10 classes, digits",
+            "the model takes (1, 28, 28) planes and 10 classes, digits has (3, 28, 28) and 10: set "
+            "num_thresholds, now 3, to 1, or change input_shape",
         ),
+        (
+            put(put(exported(), "candidate.model.num_classes", 8), "candidate.data.num_thresholds", 3),
+            "has (3, 28, 28) and 10: change input_shape and num_classes, or the dataset",
+        ),
+        (
+            yaml.safe_dump(exported()) + "seed: 8\n",
+            "best.yaml gives 'seed' in line",
+        ),
+        (
+            "candidate:\n  train: {lr: 1, epochs: 2,\n    lr: 2}\n",
+            "best.yaml gives 'lr' in line 2 and again in line 3: leave one of them out",
+        ),
+        ("{lr: 1, lr: 2}", "best.yaml gives 'lr' twice in line 1: leave one of them out"),
         (put(exported(), "seed", -1), "seed=-1: "),
         (put(exported(), "origin", None), "origin=None: "),
-        (put(exported(), "candidate.data.limit_train", 5), "a limit of 5 training images"),
+        (
+            put(exported(), "candidate.data.limit_train", 5),
+            "limit_train 5: digits has 1,197 training images in 10 classes",
+        ),
     ],
 )
 def test_a_yaml_that_is_not_right(
@@ -393,3 +418,36 @@ def test_an_error_of_the_real_command(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: unknown space 'nmist': [^\n]+\n", done.stderr)
+
+
+def as_typed(folder: Path, command_line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a shell, which knows redirections."""
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable} | environment
+    return subprocess.run(["sh", "-c", command_line], cwd=folder, env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_full_stdout(study: Runs, workspace: Path, buffering: str) -> None:
+    for arguments in ("report --study tiny", "export --study tiny -o best.yaml", "report --help"):
+        done = as_typed(workspace, f'"$PYTHON" -m search.{arguments} > /dev/full', PYTHONUNBUFFERED=buffering)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error: the output cannot be written: No space left on device; make room, or send it elsewhere\n",
+        )
+
+
+def test_a_closed_stdout(study: Runs, workspace: Path) -> None:
+    done = as_typed(workspace, '"$PYTHON" -m search.report --study tiny >&-')
+    assert (done.returncode, done.stderr) == (0, "")
+    done = as_typed(workspace, '"$PYTHON" -m search.report --study other >&- 2>&-')
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_stdout_of_few_characters(workspace: Path, tracking_uri: str) -> None:
+    """Final training prints ±."""
+    candidate = tiny_candidate(epochs=1)
+    write(replace(candidate, data=replace(candidate.data, limit_train=100)))
+    call = f'"$PYTHON" -m search.train best.yaml --seeds 2 --tracking-uri {tracking_uri}'
+    done = as_typed(workspace, call, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"test/acc_discrete  [\d.]+% \? [\d.]+\n", done.stdout)

@@ -92,7 +92,9 @@ def test_limit_keeps_the_first_training_images_and_all_validation_images() -> No
 
 @pytest.mark.parametrize("limit", [-1, 0, 9, 1198])
 def test_limit_out_of_range(limit: int) -> None:
-    with pytest.raises(UsageError, match=rf"limit of {limit} .* 1197 of 10 classes; choose 10 to 1197"):
+    with pytest.raises(
+        UsageError, match=rf"--limit-train {limit}: digits has 1,197 .* in 10 classes; choose 10 to 1,197"
+    ):
         load_dataset("digits", limit_train=limit)
 
 

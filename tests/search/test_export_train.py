@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from convlogic_core import build_model
 from convlogic_core.circuit import Circuit
 from search import circuit_files, data, final_training
 from search.candidate_file import CandidateFile, dump_candidate_file, load_candidate_file
+from search.circuit import circuit
 from search.data import Images, Source, load_test
 from search.export import export
 from search.run import run as search_run
@@ -41,6 +43,25 @@ def small(workspace: Path) -> Candidate:
     candidate = replace(candidate, data=replace(candidate.data, limit_train=100))
     Path("best.yaml").write_text(dump_candidate_file(CandidateFile(candidate, 11, tiny_origin())))
     return candidate
+
+
+@pytest.fixture(scope="module")
+def trained_once() -> dict[str, bytes]:
+    """What `finished` found in its folder the first time: to train for every test takes long."""
+    return {}
+
+
+@pytest.fixture
+def finished(command: Call, small: Candidate, tracking_uri: str, trained_once: dict[str, bytes]) -> Path:
+    """The folder that `search.train` left of best.yaml."""
+    folder = Path("runs/best/seed_11")
+    if not trained_once:
+        assert command(train, "best.yaml", "--tracking-uri", tracking_uri).code == 0
+        trained_once |= {path.name: path.read_bytes() for path in folder.iterdir()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in trained_once.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 @pytest.fixture
@@ -294,3 +315,108 @@ def test_a_damaged_checkpoint_starts_its_seed_again(
     assert "seed 11 epoch 1/3" in outcome.out
     assert command(*call, "-o", "whole").code == 0
     assert (folder / "model.safetensors").read_bytes() == Path("whole/seed_11/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_measured"),
+    [
+        ("metrics.json", b"garbage", True),
+        ("metrics.json", b"[]", True),
+        ("metrics.json", b'{"gates/core": "many"}', True),
+        ("metrics.json", b'{"gates/core": 7}', True),
+        ("epochs.json", b"", True),
+        ("epochs.json", b"[]", False),
+        ("epochs.json", b'[{"epoch": 1}]', True),
+        ("model.safetensors", b"", True),
+        ("model.safetensors", None, True),
+        ("model.safetensors", None, False),
+        ("circuit.safetensors", None, True),
+        ("circuit.safetensors", b"", False),
+    ],
+)
+def test_a_damaged_file_of_a_finished_seed_is_named(
+    command: Call, finished: Path, tracking_uri: str, name: str, content: bytes | None, is_measured: bool
+) -> None:
+    """And what the message says helps. None: half of it is there."""
+    call, path = (train, "best.yaml", "--tracking-uri", tracking_uri), finished / name
+    whole = path.read_bytes()
+    if not is_measured:
+        (finished / "metrics.json").unlink()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    outcome = command(*call)
+    assert outcome.code == 1
+    assert re.fullmatch(
+        rf"error: {path} [^\n]+: delete it and run (the same command|`search.train`) again.*\n", outcome.err
+    )
+    path.unlink()
+    outcome = command(*call)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert sorted(each.name for each in finished.iterdir()) == FILES
+    if name != "circuit.safetensors":  # of which the header's order is left open
+        assert ignore_times(path.read_bytes()) == ignore_times(whole)
+
+
+def ignore_times(content: bytes) -> bytes:
+    return re.sub(rb'("(images_per_second|timestamp_ms)": )[\d.]+', rb"\1", content)
+
+
+@pytest.mark.parametrize("name", [f"circuit.{suffix}" for suffix in ("v", "c", "blif", "aig", "json")])
+def test_an_emptied_circuit_is_written_again(command: Call, finished: Path, tracking_uri: str, name: str) -> None:
+    whole = (finished / name).read_bytes()
+    (finished / name).write_bytes(b"")
+    assert command(train, "best.yaml", "--tracking-uri", tracking_uri).code == 0
+    assert (finished / name).read_bytes() == whole
+
+
+def test_a_flipped_bit_of_the_weights_is_found(command: Call, finished: Path, tracking_uri: str) -> None:
+    """By the training that would skip them, and by whoever reads them."""
+    weights = finished / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    for call in ((train, "best.yaml", "--tracking-uri", tracking_uri), (circuit, finished)):
+        outcome = command(*call)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == (
+            f"error: {weights} is damaged (its tensors are not those that its SHA-256 was taken of): delete it and run "
+            "`search.train` again (`search.run` for a finalist)\n"
+        )
+
+
+def test_weights_of_earlier_versions_state_no_digest(command: Call, finished: Path, tracking_uri: str) -> None:
+    weights = finished / "model.safetensors"
+    weights.write_bytes(safetensors.torch.save(safetensors.torch.load(weights.read_bytes())))
+    outcome = command(train, "best.yaml", "--tracking-uri", tracking_uri)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "epoch" not in outcome.out
+
+
+def test_what_comes_of_new_weights_is_made_anew(command: Call, finished: Path, tracking_uri: str) -> None:
+    """On another device they may differ."""
+    (finished / "model.safetensors").unlink()
+    metrics, verilog = finished / "metrics.json", finished / "circuit.v"
+    wanted = metrics.read_text(), verilog.read_text()
+    metrics.write_text(metrics.read_text().replace('"test/acc_discrete": 0.', '"test/acc_discrete": 0.9'))
+    verilog.write_text("of other weights")
+    assert command(train, "best.yaml", "--tracking-uri", tracking_uri).code == 0
+    assert ignore_times(metrics.read_bytes()) == ignore_times(wanted[0].encode())
+    assert verilog.read_text() == wanted[1]
+
+
+@pytest.mark.parametrize("problem", ["diverges", "does not fit"])
+def test_a_training_that_failed_may_be_corrected(
+    command: Call, small: Candidate, tracking_uri: str, problem: str
+) -> None:
+    call = (train, "best.yaml", "-o", "out", "--tracking-uri", tracking_uri)
+    if problem == "diverges":
+        wrong = replace(small, train=replace(small.train, lr=1e38))
+    else:
+        wrong = replace(small, data=replace(small.data, num_thresholds=4))
+    right = Path("best.yaml").read_text()
+    Path("best.yaml").write_text(dump_candidate_file(CandidateFile(wrong, 11, tiny_origin())))
+    assert command(*call).code == (1 if problem == "diverges" else 2)
+    assert Path("out").exists() == (problem == "diverges")
+    Path("best.yaml").write_text(right)
+    outcome = command(*call)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert load_candidate_file(Path("out/seed_11/config.yaml")).candidate == small

@@ -92,7 +92,9 @@ def test_a_sixth_is_held_back_and_every_class_is_on_both_sides(arrays: Arrays) -
     assert [row % 10 for row in rows] == [*dataset.train.labels, *dataset.validation.labels]
     assert same(test, Images(arrays["x_test"][:, None], arrays["y_test"]))
     assert len(load_dataset("npz:own.npz", limit_train=20).train) == 20
-    assert "npz:own.npz has 58 of 10 classes" in refusal("npz:own.npz", lambda name: load_dataset(name, None, 59))
+    assert "npz:own.npz has 58 training images in 10 classes" in refusal(
+        "npz:own.npz", lambda name: load_dataset(name, None, 59)
+    )
 
 
 @pytest.mark.parametrize("sizes", [(6, 6), (6, 7), (6, 90, 6, 11), (100, 6, 6, 6, 6, 6, 6)])
