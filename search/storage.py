@@ -31,6 +31,7 @@ from .sqlite import log_ahead
 from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 60
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 RUNG_PREFIX = "rung_"
 FAILURE = "failure"
 VERDICT = "verdict"
@@ -165,17 +166,31 @@ def experimental() -> Iterator[None]:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Databases that are busy, broken or unreachable, in one line."""
+    """Databases that are busy, broken or unreachable, in one line.
+
+    Raises:
+        Failure: in place of the database's own error; says whether to try again or to bring a copy back.
+    """
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = one_line(getattr(cause, "orig", None) or cause)
-        raise Failure(
-            f"the study's database {shown(url)} failed: {reason}; nothing stored is lost, run the same command again"
-        ) from error
+        cause = getattr(cause, "orig", None) or cause
+        way_out = "nothing stored is lost, run the same command again"
+        # an extended code's last byte is its primary one
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            way_out = no_database(str(make_url(url).database))
+        raise Failure(f"the study's database {shown(url)} failed: {one_line(cause)}; {way_out}") from error
+
+
+def no_database(file: str) -> str:
+    """The way out where a file is there and holds no study that can be read."""
+    return (
+        f"{file} is damaged or no database: restore a copy or an export (search.import), or give another --study or "
+        "--storage"
+    )
 
 
 def shown(url: str) -> str:
@@ -215,12 +230,14 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
 
     Raises:
         UsageError: not a URL of a database, or no such file where `create` is false.
-        Failure: the folder cannot be written, or the database does not answer.
+        Failure: the folder cannot be written, the file is no database, or the database does not answer.
     """
     parsed = parse_url(url)
     engine_kwargs: dict[str, Any] = {}
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         file = Path(parsed.database)
+        if file.is_dir():
+            raise Failure(f"the study's database {shown(url)} is a folder; {no_database(str(file))}")
         if not create and not file.exists():
             raise UsageError(f"no study database at {file}: run `python -m search.run` first or give --storage")
         if create:

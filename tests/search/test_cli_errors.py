@@ -187,8 +187,31 @@ def test_a_folder_that_cannot_be_written(
 
 def test_a_database_that_is_none(fails: Callable[..., str], workspace: Path) -> None:
     (workspace / "study.db").write_bytes(b"no database" * 100)
-    assert "file is not a database" in fails(FAILURE, *tiny_run("--storage", "sqlite:///study.db"))
+    way_out = (
+        "study.db is damaged or no database: restore a copy or an export (search.import), or give another --study or "
+        "--storage"
+    )
+    for called in (tiny_run(), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called, "--storage", "sqlite:///study.db")
+        assert message == f"the study's database sqlite:///study.db failed: file is not a database; {way_out}"
+    (workspace / "folder").mkdir()
+    for called in (tiny_run(), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called, "--storage", "sqlite:///folder")
+        assert message == f"the study's database sqlite:///folder is a folder; {way_out.replace('study.db', 'folder')}"
     assert "nosuch" in fails(FAILURE, *tiny_run("--storage", "nosuch://host/db"))
+
+
+def test_a_damaged_database(study: Runs, fails: Callable[..., str], workspace: Path) -> None:
+    """Running the same command again would fail again."""
+    path = workspace / "studies/tiny/study.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    for called in (tiny_run("--trials", 4), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called)
+        assert "database disk image is malformed; studies/tiny/study.db is damaged or no database: restore" in message
+        assert "nothing stored is lost" not in message
 
 
 def test_a_busy_database(study: Runs, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
