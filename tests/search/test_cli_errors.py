@@ -152,11 +152,10 @@ def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path)
 def test_a_study_made_with_other_options(study: Runs, fails: Callable[..., str]) -> None:
     message = fails(USAGE, *tiny_run("--epochs", 3, "--seed", 1))
     assert (
-        "'tiny' was made with another configuration (rungs: [1, 3, 9] -> [1, 3]; seed: 0 -> 1): give --study another"
-        in message
+        "'tiny' was made with another configuration (--epochs 9 -> 3; --seed 0 -> 1): give --study another" in message
     )
     message = fails(USAGE, *tiny_run("--space", "digits_small", "--study", "tiny"))
-    assert "space: tiny -> digits_small" in message
+    assert "--space tiny -> digits_small" in message
     assert "parameters." in message
 
 
