@@ -309,7 +309,7 @@ def test_the_command(run_sqlite: Runs, source: list[TrialView], command: Call, t
     arguments = ("--space", "tiny", "--study", "third", "--executor", "inline", "--trials", 2, "--epochs", 1)
     data = ("--limit-train", 100, "--tracking-uri", tracking_uri, "--warm-start", "first")
     outcome = command(search_run, *arguments, *data, "--dry-run")
-    assert "\nwarm start from first\n" in outcome.out
+    assert "\nwarm start from first: its trials " in outcome.out
     assert not Path("studies/third").exists()
     outcome = command(search_run, *arguments, *data)
     assert outcome.code == 0, outcome.err
