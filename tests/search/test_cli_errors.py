@@ -94,6 +94,8 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--limit-train", "5"), "a limit of 5 training images: digits has 1197 of 10 classes; choose 10 to 1197"),
         (("extra",), "unexpected extra argument"),
         (("--timeout", "-1"), "--timeout=-1.0: input should be greater than 0"),
+        (("--min-accuracy", "95"), "--min-accuracy 95 is no fraction: did you mean 0.95?"),
+        (("--min-accuracy", "1"), "--min-accuracy=1.0: input should be less than 1"),
         (("--max-gates", "0"), "--max-gates=0: input should be greater than or equal to 1"),
     ],
 )

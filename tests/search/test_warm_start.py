@@ -323,7 +323,9 @@ def test_the_command(run_sqlite: Runs, source: list[TrialView], command: Call, t
     [
         ("third", "study 'third' cannot start from itself: give --warm-start others"),
         ("first,no/where", "study name 'no/where' must be 1 to 64 letters"),
-        ("first,", "study name '' must be 1 to 64 letters"),
+        ("first,", "--warm-start 'first,' lacks a name before or after a comma: write STUDY or STUDY,STUDY"),
+        (" ", "--warm-start ' ' lacks a name"),
+        ("fisrt , first", "no study 'fisrt' to start from"),
         (
             "first,fisrt",
             "no study 'fisrt' to start from in sqlite:///studies/third/study.db or sqlite:///studies/fisrt/",
