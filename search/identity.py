@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from spaces import SPACES
 
-from .config import StudyConfig
+from .command import interpreter
+from .config import StudyConfig, default_storage
 
 # by the full name of what is stored; the epochs, the last of `rungs`, are told apart from other rungs of as many
 OPTIONS: Final = {
@@ -41,6 +42,25 @@ def run_options(identity: Mapping[str, Any]) -> str:
     given = {option: _typed(values.get(name)) for name, option in OPTIONS.items()}
     usual = {option: _typed(defaults.get(name)) for name, option in OPTIONS.items()}
     return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value != usual[option])
+
+
+def run_call(study: str, storage: str, identity: Mapping[str, Any], num_trials: int) -> str:
+    """The command that goes on with a study.
+
+    Args:
+        study: its name.
+        storage: its storage's URL as people may see it.
+        identity: on raw gates the limit is the last session's.
+        num_trials: that it has; a total below is refused.
+    """
+    total: int = StudyConfig.model_fields["trials"].default
+    parts = [
+        f"{interpreter()} -m search.run --study {study}",
+        "" if storage == default_storage(study) else f"--storage {shlex.quote(storage)}",
+        run_options(identity),
+        f"--trials {num_trials}" if num_trials > total else "",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def described(identity: Mapping[str, Any], max_gates: int | None) -> str:

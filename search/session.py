@@ -14,7 +14,7 @@ from optuna.logging import WARNING, set_verbosity
 from rich.console import Console
 
 from .checkpoints import Checkpoints
-from .command import interpreter, make_console
+from .command import interpreter
 from .config import StudyConfig, default_storage
 from .data import CIFAR10_FOLDER, Source, find_source
 from .display import Display
@@ -23,7 +23,7 @@ from .finalists import describe_finalists, refuse_another_winner, run_finalists
 from .interrupt import Interruptible
 from .lease import lease
 from .own_images import shown_shape
-from .report import best_trial, complete, print_report
+from .report import best_trial, complete, print_report, ranked, report_console
 from .storage import (
     RAW_LIMIT,
     SESSION,
@@ -60,7 +60,7 @@ def describe_study(config: StudyConfig) -> None:
         UsageError, Failure: what the run would be refused with.
     """
     set_verbosity(WARNING)
-    console = make_console()
+    console = report_console()
     source = _source(config)
     config = config.model_copy(update={"images_sha256": source.images_sha256})
     study = _find_checked(config)
@@ -131,7 +131,7 @@ def run_study(config: StudyConfig) -> None:
         UsageError, Failure: one line each; what was stored is kept.
     """
     set_verbosity(WARNING)
-    console = make_console()
+    console = report_console()
     warn = partial(_warn, console)
     source = _source(config)
     config = config.model_copy(update={"images_sha256": source.images_sha256})
@@ -172,6 +172,7 @@ def run_study(config: StudyConfig) -> None:
             with _tracked(config, study, warn):
                 pass
         views = trial_views(study, config.gates)
+        go_on = bool(config.finalists and complete(views) and not _has_work(config, views))
         print_report(
             console,
             config.study,
@@ -179,7 +180,7 @@ def run_study(config: StudyConfig) -> None:
             config.budget.epochs,
             config.search_space.known[0].name,
             config.max_gates,
-            _next_steps(config),
+            "" if go_on else _next_steps(config, views),
         )
         if not complete(views):
             raise Failure(f"no trial of study {config.study!r} completed")
@@ -290,13 +291,19 @@ def _warn(console: Console, line: str) -> None:
     console.print(f"warning: {line}")
 
 
-def _next_steps(config: StudyConfig) -> str:
+def _next_steps(config: StudyConfig, views: Sequence[TrialView]) -> str:
+    """What to type next; nothing where there is no trial to look at."""
+    done = complete(views)
+    if not done:
+        return ""
     python = interpreter()
     mlflow = str(Path(python).with_name("mlflow")) if os.sep in python else "mlflow"
     storage = (
         "" if config.storage == default_storage(config.study) else f" --storage {shlex.quote(shown(config.storage))}"
     )
-    limit = "" if config.max_gates is None else f" --max-gates {config.max_gates}"
+    choice = "" if config.max_gates is None else f" --max-gates {config.max_gates}"
+    if best_trial(views, config.max_gates) is None:  # where none keeps to the limits, one must be named
+        choice = f" --pick trial={ranked(done)[0].number}"
     data = "" if config.data_dir is None else f" --data-dir {shlex.quote(config.data_dir)}"
     store = "" if config.tracking_uri is None else f" --backend-store-uri {shlex.quote(config.tracking_uri)}"
     look = f"{mlflow} ui{store}"
@@ -306,7 +313,7 @@ def _next_steps(config: StudyConfig) -> str:
         (
             "What next:",
             f"  {look}    # every trial, epoch by epoch",
-            f"  {python} -m search.export --study {config.study}{storage}{limit} -o best.yaml",
+            f"  {python} -m search.export --study {config.study}{storage}{choice} -o best.yaml",
             f"  {python} -m search.train best.yaml{data}    # full budget, test accuracy",
         )
     )

@@ -1,20 +1,27 @@
 """How a session starts: what a dry run says, what a refused start leaves, what changed since the last session."""
 
+import importlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from search import session
+from search.config import study_config
 from search.errors import Failure
-from search.report import report
+from search.export import export
+from search.identity import run_options
+from search.report import report, report_console, trial_table
 from search.run import run as search_run
 from search.storage import find_study
+from spaces import Space
 from tests.search.conftest import Outcome
 from tests.search.tiny import FakeExecutor, Runs
 
+search_import = importlib.import_module("search.import").import_study  # its name is a keyword
 Call = Callable[..., Outcome]
 TINY_RUN = (search_run, "--space", "tiny", "--executor", "inline")
 
@@ -138,3 +145,68 @@ def test_a_session_says_what_it_does_otherwise_than_the_last(
         assert "sampler: tpe -> random\nearly-stopping: halving -> none\n" in command(*call, *options).out
     again = command(*call, "--trials", 3, *changed[2:])
     assert again.code == 0 and "sampler: " not in again.out
+
+
+# What is said of a study
+
+
+def test_the_report_of_a_study_without_trials_says_how_to_go_on(run_sqlite: Runs, command: Call) -> None:
+    run_sqlite.study(run_sqlite.config(study="x1", min_accuracy=0.5))
+    outcome = command(report, "--study", "x1")
+    assert (outcome.code, outcome.err) == (0, "")
+    made, study, _, *call = [line for line in outcome.out.splitlines() if line]
+    assert made == (
+        "made with space tiny, data digits, 9 epochs, objectives accuracy,gates, total gates, accuracy of at least "
+        "50.00%, seed 0"
+    )
+    assert study == "study x1: no trials"
+    assert call[0].endswith(" -m search.run --study x1 --space tiny --min-accuracy 0.5    # searches")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"epochs": 3, "seed": 7, "objectives": ("accuracy",), "gates": "core", "max_gates": 9000, "limit_train": 100},
+        {"data": "mnist", "min_accuracy": 0.25},
+        {"gates": "raw", "max_gates": 100_000},
+    ],
+)
+def test_the_command_that_goes_on_says_what_the_study_was_made_with(tiny_space: Space, options: dict[str, Any]) -> None:
+    config = study_config(space="tiny", **options)
+    typed = run_options({**config.identity(), "max_gates": config.max_gates}).split()
+    context = search_run.make_context("run", [*typed])
+    again = study_config(
+        **{name: value for name, value in context.params.items() if name not in ("dry_run", "objectives")},
+        objectives=tuple(context.params["objectives"].split(",")),
+    )
+    assert (again.identity(), again.max_gates) == (config.identity(), config.max_gates)
+    assert len(typed) == 2 + 2 * len(options)
+
+
+def test_import_prints_the_command_that_goes_on(
+    run_sqlite: Runs, command: Call, monkeypatch: pytest.MonkeyPatch, tracking_uri: str
+) -> None:
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor())
+    run_sqlite(FakeExecutor(), trials=21, seed=4, epochs=3, sampler="random")
+    assert command(export, "--study", "tiny", "--all", "-o", "tiny.csv").code == 0
+    outcome = command(search_import, "tiny.csv", "--study", "copy", "--storage", "sqlite:///other.db")
+    line = outcome.out.splitlines()[-1].partition("    #")[0]
+    assert line.partition(" -m ")[2] == (
+        "search.run --study copy --storage sqlite:///other.db --space tiny --epochs 3 --seed 4 --trials 21"
+    )
+    arguments = (*line.partition("search.run ")[2].split(), "--executor", "inline", "--tracking-uri", tracking_uri)
+    assert command(search_run, *arguments).code == 0
+
+
+def test_figures_stay_whole_on_a_narrow_terminal(run_sqlite: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    views = run_sqlite(FakeExecutor(), trials=4)
+    console = report_console()
+    assert console.width == 60
+    with console.capture() as capture:
+        console.print(trial_table("Best", views, 9))
+    assert "…" not in capture.get()
+    for view in views:
+        assert f"{view.gates:,}" in capture.get()
