@@ -3,14 +3,17 @@
 import importlib
 import sqlite3
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from search import session
 from search.config import study_config
+from search.display import Display
 from search.errors import Failure
 from search.export import export
 from search.identity import run_options
@@ -210,3 +213,23 @@ def test_figures_stay_whole_on_a_narrow_terminal(run_sqlite: Runs, monkeypatch: 
     assert "…" not in capture.get()
     for view in views:
         assert f"{view.gates:,}" in capture.get()
+
+
+class Shown(Display):
+    """The live table as text, about once a second."""
+
+    def tick(self) -> None:
+        self.console.print(self._table())
+
+
+def test_the_live_table_cuts_the_network_alone(run_sqlite: Runs) -> None:
+    text = StringIO()
+    run_sqlite(FakeExecutor(), [Shown(Console(file=text, width=80), 1, [], 9)], trials=1)
+    rows = [line for line in text.getvalue().splitlines() if "3/3 of 9" in line]
+    assert rows
+    for row in rows:
+        figures, _, network = row.partition(" k=")
+        assert "…" not in figures and network.endswith("…")
+        assert " 2,280 " in figures
+    narrow = Display(Console(file=text, width=60, force_terminal=True), 1, [], 9)
+    assert narrow._live is None
