@@ -108,14 +108,18 @@ def _smallness(num_gates: int) -> float:
 
 
 def hypervolume_over_time(views: Sequence[TrialView]) -> list[tuple[int, float, float]]:
-    """(number of trials, share of the compute that they took, their hypervolume) after each tenth of them.
+    """(number of trials, share of the compute that they took, their hypervolume) after each fifth of them.
 
     Complete trials in the order they were asked; compute is epochs, each weighted by its trial's raw gates.
     """
     done = sorted(complete(views), key=lambda view: view.number)
     work = np.cumsum([view.epoch * (view.raw_gates or 0) for view in done], dtype=np.float64)
-    numbers = sorted({math.ceil(len(done) * tenth / 10) for tenth in range(1, 11)})
+    numbers = sorted({math.ceil(len(done) * fifth / 5) for fifth in range(1, 6)})
     return [(number, float(work[number - 1] / work[-1]), hypervolume(done[:number])) for number in numbers]
+
+
+def _taken_by(num_trials: int) -> str:
+    return "1 trial takes" if num_trials == 1 else f"{num_trials} trials take"
 
 
 def diagnostics(views: Sequence[TrialView], full_epochs: int) -> list[str]:
@@ -131,8 +135,8 @@ def diagnostics(views: Sequence[TrialView], full_epochs: int) -> list[str]:
         ),
         f"rank correlation of soft with discrete accuracy after epoch {full_epochs}: "
         f"{soft_against_discrete(views, full_epochs)}",
-        f"stopping early saved {of_epochs:.0%} of the epochs that {len(complete(views))} trials take at the full "
+        f"stopping early saved {of_epochs:.0%} of the epochs that {_taken_by(len(complete(views)))} at the full "
         f"budget, {of_work:.0%} with each weighted by its raw gates",
         f"hypervolume (discrete accuracy from 0; gates from {MANY_GATES:,.0f} to {FEW_GATES:,.0f}, logarithmic): "
-        f"{volumes} trials (of all compute)",
+        f"{volumes} trial{'s' * (len(complete(views)) > 1)} (of all compute)",
     ]

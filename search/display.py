@@ -10,12 +10,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from .report import best_trial, counted_gates, describe
 from .storage import TrialView
 from .training import EpochRecord
 
 REDRAWN_EVERY_S: Final = 0.25
+LIVE_WIDTH: Final = 80  # a narrower terminal cuts the live table's figures, or breaks its lines: it gets plain ones
 
 
 @dataclass
@@ -43,7 +45,8 @@ class Display:
         self._start, self._epochs_seen, self._ended_here = time.monotonic(), 0, 0
         self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
         self._task = self._bar.add_task("", total=total, completed=self.done, eta="")
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        is_live = console.is_terminal and console.width >= LIVE_WIDTH
+        self._live = Live(console=console, auto_refresh=False, transient=True) if is_live else None
         self._shown_s = float("-inf")  # when the table was last drawn
 
     def __enter__(self) -> "Display":
@@ -113,7 +116,7 @@ class Display:
         counts = ["raw", *{row.view.gate_count for row in self._running.values()} - {"raw"}]
         names = [f"{count} gates" for count in counts]
         for name in ("trial", "epoch", "loss", "soft", "discrete", "images/s", *names, "network"):
-            table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
+            table.add_column(name, justify="left" if name == "network" else "right", no_wrap=name != "network")
         for number in sorted(self._running):
             row = self._running[number]
             record = row.record or (row.view.records[-1] if row.view.records else None)
@@ -128,7 +131,9 @@ class Display:
                 ]
             gates = [row.view.raw_gates, row.view.gates][: len(counts)]  # the latter as the last rung counted them
             shown = ["-" if num is None else f"{num:,}" for num in gates]
-            table.add_row(str(number), *measured, *shown, describe(row.view))
+            # a column that may wrap is the one that is made narrower; the text itself is cut
+            network = Text(describe(row.view), no_wrap=True, overflow="ellipsis")
+            table.add_row(str(number), *measured, *shown, network)
         parts: list[Table | Progress | str] = [self._bar, table]
         if self._best is not None:
             parts.append(f"best so far: trial {self._best.number}, {_measured(self._best)}")

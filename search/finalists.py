@@ -5,7 +5,9 @@ The winner is stored, as the study's attribute `finalists`, before the test set 
 """
 
 import math
+import shlex
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .command import interpreter
 from .config import StudyConfig
 from .diagnostics import dominated_area
 from .errors import Failure, UsageError
@@ -118,7 +121,7 @@ def run_finalists(
         finals.store(study)
     if not finals.test_discrete:
         check_lease()
-        tested = _test(config, views[finals.winner], console)
+        tested = _test(config, views[finals.winner])
         soft, discrete = (
             tuple(result.metrics[f"test/acc_{kind}"] for result in tested) for kind in ("soft", "discrete")
         )
@@ -128,6 +131,20 @@ def run_finalists(
     print_finals(console, finals, views)
     console.print(f"Its weights and circuits: {_folder(config, finals.winner)}/seed_*", soft_wrap=True)
     _log(config, finals, views, console)
+    if _folder(config, finals.winner).exists():  # not where another machine trained it
+        console.print(f"\n{_next_steps(config, finals, views[finals.winner])}", soft_wrap=True)
+
+
+def _next_steps(config: StudyConfig, finals: Finals, winner: TrialView) -> str:
+    """What to do with the winner, by the seed that validation found the best."""
+    (member,) = [member for member in finals.members if member.trial == finals.winner]
+    seed = _seeds(config, winner)[member.accuracies.index(max(member.accuracies))]
+    folder = _folder(config, finals.winner) / f"seed_{seed}"
+    data = "" if config.data_dir is None else f" --data-dir {shlex.quote(config.data_dir)}"
+    return (
+        f"What next:\n  {interpreter()} -m search.circuit {shlex.quote(str(folder))} --verilog winner.v --c winner.c "
+        f"--verify{data}    # the winner's circuit, of its best seed by validation"
+    )
 
 
 def choose(views: Sequence[TrialView], number: int, max_gates: int | None, by_gates: bool) -> list[TrialView]:
@@ -190,7 +207,7 @@ def print_finals(console: Console, finals: Finals, views: Sequence[TrialView]) -
         pad_edge=False,
     )
     for name in ("trial", "discrete", f"{finals.gate_count} gates"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("network", overflow="fold")
     limit = finals.asked["max-gates"]
     for member in finals.members:
@@ -235,7 +252,7 @@ def _train_and_name_winner(
         check_lease()
         console.print(f"\nfinalist {place} of {len(chosen)}: trial {view.number}, {describe(view)}", soft_wrap=True)
         try:
-            results = _train(config, view, console)
+            results = _train_and_say(config, view, console)
         except Diverged as error:
             console.print(f"trial {view.number} is out: {error}", soft_wrap=True)
             members.append(Finalist(view.number, (), (), f"diverged: {error}"))
@@ -246,17 +263,39 @@ def _train_and_name_winner(
     return Finals(_asked(config), config.gates, tuple(members), name_winner(members, config.max_gates))
 
 
-def _train(config: StudyConfig, view: TrialView, console: Console) -> list[FinalResult]:
-    """On seeds that follow the trial's own: on that one it was among the best, which favours it."""
+def _seeds(config: StudyConfig, view: TrialView) -> list[int]:
+    """Those that follow the trial's own: on that one it was among the best, which favours it."""
+    return further_seeds(candidate_file(config.study, view).seed, NUM_SEEDS)
+
+
+def _train(config: StudyConfig, view: TrialView, seeds: Sequence[int]) -> list[FinalResult]:
+    """What is trained already is only read. Without a line an epoch: of all finalists these are hundreds."""
     file = candidate_file(config.study, view)
-    seeds = further_seeds(file.seed, NUM_SEEDS)
-    return train_seeds(console, file, seeds, config.data_dir, _folder(config, view.number))
+    return train_seeds(Console(quiet=True), file, seeds, config.data_dir, _folder(config, view.number))
 
 
-def _test(config: StudyConfig, winner: TrialView, console: Console) -> list[FinalResult]:
+def _train_and_say(config: StudyConfig, view: TrialView, console: Console) -> list[FinalResult]:
+    """All seeds, a line each; on a terminal also which is being trained."""
+    results = []
+    for place, seed in enumerate(_seeds(config, view), 1):
+        start_s = time.monotonic()
+        with console.status(f"trial {view.number}: seed {place} of {NUM_SEEDS}"):
+            (result,) = _train(config, view, [seed])
+        console.print(
+            f"trial {view.number} seed {seed} ({place} of {NUM_SEEDS}): validation discrete "
+            f"{result.metrics['val/acc_discrete']:.2%}, soft {result.metrics['val/acc_soft']:.2%}, "
+            f"{int(result.metrics[f'gates/{config.gates}']):,} {config.gates} gates, "
+            f"{time.monotonic() - start_s:.0f} s",
+            soft_wrap=True,
+        )
+        results.append(result)
+    return results
+
+
+def _test(config: StudyConfig, winner: TrialView) -> list[FinalResult]:
     """The winner's seeds with their test figures. Only to be called for a winner that is stored."""
     file = candidate_file(config.study, winner)
-    return [with_test(file, result, config.data_dir) for result in _train(config, winner, console)]
+    return [with_test(file, result, config.data_dir) for result in _train(config, winner, _seeds(config, winner))]
 
 
 def _folder(config: StudyConfig, trial: int) -> Path:
@@ -271,7 +310,7 @@ def _log(config: StudyConfig, finals: Finals, views: Sequence[TrialView], consol
         if member.problem or not _folder(config, member.trial).exists():
             continue
         view, is_winner = views[member.trial], member.trial == finals.winner
-        results = _test(config, view, console) if is_winner else _train(config, view, console)
+        results = _test(config, view) if is_winner else _train(config, view, _seeds(config, view))
         log_final_training(
             config.study,
             f"trial {member.trial}",

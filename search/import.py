@@ -1,12 +1,11 @@
 """python -m search.import: restore a study that `search.export --all` wrote, to go on with it here."""
 
-import shlex
 from collections import Counter
 from pathlib import Path
 
 import click
 
-from .command import command, interpreter, run_command
+from .command import command, run_command
 
 
 @command("import", "Restore the study in FILE, written by `search.export --all`; `search.run` goes on with it.")
@@ -18,8 +17,9 @@ def import_study(file: Path, study: str, storage: str) -> None:
 
     from .config import check_study_name, default_storage
     from .errors import UsageError
+    from .identity import run_call
     from .lease import lease
-    from .storage import TrialView, shown
+    from .storage import RAW_LIMIT, TrialView, shown
     from .study_table import restore, study_of
     from .table_file import read_table
 
@@ -38,8 +38,12 @@ def import_study(file: Path, study: str, storage: str) -> None:
     click.echo(f"{len(stored.trials)} trials ({counts}) -> study {name} in {shown(url)}")
     if states["running"]:
         click.echo("those that were running have lost their checkpoints: they train from their first epoch again")
-    elsewhere = f" --storage {shlex.quote(shown(url))}" if storage else ""
-    click.echo(f"{interpreter()} -m search.run --study {name}{elsewhere} with its other options goes on with it")
+    attrs = stored.cell.user_attrs
+    if "identity" in attrs:
+        identity = {"gates": "raw", **attrs["identity"]}
+        identity["max_gates"] = attrs.get(RAW_LIMIT, identity.get("max_gates"))
+        num_counted = sum(TrialView(trial, "raw").counts for trial in stored.trials)
+        click.echo(f"{run_call(name, shown(url), identity, num_counted)}    # goes on with it")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def plot(study: str, storage: str, output: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image, format=kind, dpi=110)
     write_atomically(output, image.getvalue())
-    click.echo(f"{len(done)} trials of study {study}, {len(members)} on the front -> {output}")
+    click.echo(f"{len(done)} trial{'s' * (len(done) > 1)} of study {study}, {len(members)} on the front -> {output}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from .storage import TrialView
 
 MAX_RANKED = 10
+ACCURACY = "val/acc_discrete"  # the constraint of --min-accuracy
+MIN_WIDTH = 60  # below it tables run over a terminal's edge, so that figures stay whole
+
+
+def report_console() -> Console:
+    """Where tables are printed."""
+    console = make_console()
+    console.width = max(console.width, MIN_WIDTH)
+    return console
 
 
 def best_trial(views: Sequence[TrialView], max_gates: int | None = None) -> TrialView | None:
@@ -94,7 +103,7 @@ def trial_table(title: str, views: Sequence[TrialView], full_epochs: int) -> Tab
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("trial", "discrete", "soft", f"{views[0].gate_count} gates", "epochs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("network", overflow="fold")
     for view in views:
         origin = view.warm_start and f"from {view.warm_start}"
@@ -128,12 +137,15 @@ def print_report(
         f"{states.count(state)} {state}" for state in ("complete", "running", "failed", "rejected") if state in states
     )
     stopped = sum("stopped_at_rung" in view.attrs for view in views)
-    console.print(f"\nstudy {study}: {counts or 'no trials'}; {stopped} of them stopped early", soft_wrap=True)
+    early = f"; {stopped} of them stopped early" if counts else ""
+    console.print(f"\nstudy {study}: {counts or 'no trials'}{early}", soft_wrap=True)
     done = complete(views)
     for view in views:
         if view.state == "failed":
             console.print(f"  trial {view.number} failed ({view.cause}): {view.message}", soft_wrap=True)
     if not done:
+        if next_steps:
+            console.print(f"\n{next_steps}", soft_wrap=True)
         return
     over = [view for view in done if not fits(view, max_gates)]
     best = ranked([view for view in done if fits(view, max_gates)]) + ranked(over)
@@ -141,10 +153,10 @@ def print_report(
     if members := front(views):
         console.print(trial_table("\nFront: none is both better and smaller", members, full_epochs))
     baseline = next((view for view in done if view.known == baseline_name), None)
-    if best[0].is_infeasible:
-        smallest = min(done, key=gates)
+    if not fits(best[0], max_gates):
+        limits = limits_not_kept(done, max_gates)
         console.print(
-            f"\nNo trial keeps to the study's limit: the smallest, {smallest.number}, has {counted_gates(smallest)}."
+            f"\nNo trial keeps to the study's limit{'s' * (len(limits) > 1)}: {' and '.join(limits)}.", soft_wrap=True
         )
     elif baseline is best[0]:
         console.print(f"\nNothing beat the published baseline (trial {baseline.number}) in accuracy.")
@@ -166,7 +178,26 @@ def print_report(
     for line in diagnostics(views, full_epochs):
         console.print(f"  {line}", soft_wrap=True)
     if next_steps:
-        console.print(f"\n{next_steps}")
+        console.print(f"\n{next_steps}", soft_wrap=True)
+
+
+def limits_not_kept(done: Sequence[TrialView], max_gates: int | None) -> list[str]:
+    """Each limit that a complete trial is beyond, with the trial that comes closest to it."""
+    best, smallest = ranked(done)[0], min(done, key=gates)
+    beyond = {name for view in done for name, excess in view.frozen.constraints.items() if excess > 0}
+    limits = []
+    if ACCURACY in beyond:
+        # what is stored is by how much each is beyond the limit
+        least = next(
+            view.frozen.constraints[ACCURACY] + accuracy(view) for view in done if ACCURACY in view.frozen.constraints
+        )
+        limits.append(f"accuracy of at least {least:.2%} (the best, trial {best.number}, has {accuracy(best):.2%})")
+    if max_gates is not None and any(gates(view) > max_gates for view in done):
+        limits.append(
+            f"at most {max_gates:,} {smallest.gate_count} gates (the smallest, trial {smallest.number}, has "
+            f"{gates(smallest):,})"
+        )
+    return limits
 
 
 @command("report", "Report on a study: its best trials, its front, how well its rungs judged, its finalists.")
@@ -174,15 +205,19 @@ def print_report(
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 def report(name: str, storage: str) -> None:
     from .finalists import Finals, print_finals
-    from .storage import full_identity, gate_limit, storage_errors, to_read, trial_views
+    from .identity import described, run_call
+    from .storage import full_identity, gate_limit, shown, storage_errors, to_read, trial_views
 
     url, study = to_read(name, storage)
     with storage_errors(url):
         identity, limit, finals = full_identity(study), gate_limit(study), Finals.of(study)
         views = trial_views(study, identity["gates"])
     baseline = next((view.known for view in views if view.known), "")
-    console = make_console()
-    print_report(console, name, views, identity["rungs"][-1], baseline, limit, "")
+    console = report_console()
+    console.print(f"made with {described(identity, limit)}", soft_wrap=True)
+    call = run_call(name, shown(url), {**identity, "max_gates": limit}, sum(view.counts for view in views))
+    next_steps = "" if complete(views) else f"What next:\n  {call}    # searches"
+    print_report(console, name, views, identity["rungs"][-1], baseline, limit, next_steps)
     if finals is not None:
         print_finals(console, finals, views)
 

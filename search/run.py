@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from .command import command, run_command
+from .errors import UsageError
 
 DATA = (
     "Another dataset for this space: digits, mnist, fashion_mnist, cifar10, or your own: npz:FILE (uint8 x_train, "
@@ -16,6 +17,19 @@ GPUS = "0.5: two share one. auto: the first trial tells how many may."
 
 def _gpu_share(context: click.Context, option: click.Parameter, value: str | None) -> float | str | None:
     return value if value in (None, "auto") else click.FLOAT(value, option, context)
+
+
+def _fraction(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and 1 < value < 100:
+        raise UsageError(f"--min-accuracy {value:g} is no fraction: did you mean {value / 100:g}?")
+    return value
+
+
+def _studies(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(","))
+    if value and not all(names):
+        raise UsageError(f"--warm-start {value!r} lacks a name before or after a comma: write STUDY or STUDY,STUDY")
+    return names if value else ()
 
 
 @command("run", "Search a space. Run the same command again to resume: --trials is the study's total.")
@@ -39,9 +53,18 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
     help="The count that is made small and that --max-gates limits.",
 )
 @click.option(
-    "--max-gates", type=int, default=None, help="More core or total gates: infeasible. More raw gates: not trained."
+    "--max-gates",
+    type=int,
+    default=None,
+    help="Limit on the gates that --gates counts. core, total: trained, but infeasible; raw: rejected untrained.",
 )
-@click.option("--min-accuracy", type=float, default=None, help="Less on validation, discrete: infeasible.")
+@click.option(
+    "--min-accuracy",
+    type=float,
+    callback=_fraction,
+    default=None,
+    help="Less on validation, discrete: infeasible. A fraction, as 0.95.",
+)
 @click.option(
     "--early-stopping", type=click.Choice(["halving", "none"]), default="halving", help="Successive halving at rungs."
 )
@@ -51,7 +74,11 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
 @click.option("--epochs", type=int, default=None, show_default="the space's", help="Full budget; rungs scale with it.")
 @click.option("--limit-train", type=int, default=None, help="Only the first so many training images.")
 @click.option(
-    "--warm-start", default="", show_default="nothing", help="Studies, comma-separated, whose best to try first."
+    "--warm-start",
+    callback=_studies,
+    default="",
+    show_default="nothing",
+    help="Studies, comma-separated, whose best to try first.",
 )
 @click.option(
     "--finalists",
@@ -61,11 +88,10 @@ def _gpu_share(context: click.Context, option: click.Parameter, value: str | Non
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run, and stop.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
-def run(dry_run: bool, objectives: str, warm_start: str, **options: Any) -> None:
+def run(dry_run: bool, objectives: str, **options: Any) -> None:
     from .config import study_config  # the rest is imported late: --help must not wait for PyTorch
 
-    others = tuple(warm_start.split(",")) if warm_start else ()
-    config = study_config(objectives=tuple(objectives.split(",")), warm_start=others, **options)
+    config = study_config(objectives=tuple(objectives.split(",")), **options)
     from .session import describe_study, run_study
 
     if dry_run:

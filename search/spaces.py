@@ -2,7 +2,7 @@
 
 import click
 
-from .command import command, make_console, run_command
+from .command import command, run_command
 
 
 @command("spaces", "List what can be searched, or describe the space NAME.")
@@ -15,8 +15,9 @@ def spaces(name: str | None) -> None:
 
     from .data import find_source
     from .errors import UsageError
+    from .report import report_console
 
-    console = make_console()
+    console = report_console()
     if name is None:
         for space in SPACES.values():
             console.print(f"{space.name:14} {space.description}", soft_wrap=True)

@@ -3,8 +3,9 @@
 Trial attributes: `candidate`, `seed`, `known`, `warm_start`, `gates_raw`, `rung_<epoch>` (that rung's epoch records),
 `goes_on_after` and `stopped_at_rung` (the decisions at rungs), `failure` (attempts so far, and once it is given up
 cause and message), `rejected`. Study attributes: `identity`, `uid`, `warm_start`, `finalists`, `verdict` (of a
-deterministic study's last round: trials' rungs and fates), `raw_limit` (the last session's, on raw gates). Limits on
-accuracy and on core or total gates are Optuna's own constraints, set when a trial is told.
+deterministic study's last round: trials' rungs and fates), `raw_limit` (the last session's, on raw gates), `session`
+(the last one's sampler and early stopping, which may change). Limits on accuracy and on core or total gates are
+Optuna's own constraints, set when a trial is told.
 """
 
 import sqlite3
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -27,14 +29,17 @@ from spaces.candidate import Candidate
 from .candidate_file import parse_candidate
 from .config import GateCount, check_study_name, default_storage
 from .errors import Failure, UsageError, one_line
+from .identity import identity_differences
 from .sqlite import log_ahead
 from .training import EpochRecord
 
 BUSY_TIMEOUT_S = 60
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 RUNG_PREFIX = "rung_"
 FAILURE = "failure"
 VERDICT = "verdict"
 RAW_LIMIT = "raw_limit"
+SESSION = "session"
 
 
 class ForeignStudy(UsageError):
@@ -165,17 +170,31 @@ def experimental() -> Iterator[None]:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Databases that are busy, broken or unreachable, in one line."""
+    """Databases that are busy, broken or unreachable, in one line.
+
+    Raises:
+        Failure: in place of the database's own error; says whether to try again or to bring a copy back.
+    """
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = one_line(getattr(cause, "orig", None) or cause)
-        raise Failure(
-            f"the study's database {shown(url)} failed: {reason}; nothing stored is lost, run the same command again"
-        ) from error
+        cause = getattr(cause, "orig", None) or cause
+        way_out = "nothing stored is lost, run the same command again"
+        # an extended code's last byte is its primary one
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            way_out = no_database(str(make_url(url).database))
+        raise Failure(f"the study's database {shown(url)} failed: {one_line(cause)}; {way_out}") from error
+
+
+def no_database(file: str) -> str:
+    """The way out where a file is there and holds no study that can be read."""
+    return (
+        f"{file} is damaged or no database: restore a copy or an export (search.import), or give another --study or "
+        "--storage"
+    )
 
 
 def shown(url: str) -> str:
@@ -215,12 +234,14 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
 
     Raises:
         UsageError: not a URL of a database, or no such file where `create` is false.
-        Failure: the folder cannot be written, or the database does not answer.
+        Failure: the folder cannot be written, the file is no database, or the database does not answer.
     """
     parsed = parse_url(url)
     engine_kwargs: dict[str, Any] = {}
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         file = Path(parsed.database)
+        if file.is_dir():
+            raise Failure(f"the study's database {shown(url)} is a folder; {no_database(str(file))}")
         if not create and not file.exists():
             raise UsageError(f"no study database at {file}: run `python -m search.run` first or give --storage")
         if create:
@@ -303,6 +324,61 @@ def stored_trials(name: str, url: str) -> list[TrialView]:
         return trial_views(study, full_identity(study)["gates"])
 
 
+def find_study(url: str, name: str) -> optuna.Study | None:
+    """The study of this name, to read, where there is one. Creates nothing: neither folder nor file nor tables.
+
+    Raises:
+        UsageError: not a URL of a database.
+        Failure: the file is no database, or the database does not answer.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        file = Path(parsed.database or ":memory:")
+        if not file.exists():
+            return None
+    if not _has_tables(url, parsed):
+        return None
+    storage = open_storage(url, create=False)
+    with storage_errors(url):
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            return None
+
+
+def _has_tables(url: str, parsed: URL) -> bool:
+    """Whether a storage was begun; opening it would begin it. One that is a folder is told where it is opened."""
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite and Path(str(parsed.database)).is_dir():
+        return True
+    try:
+        with storage_errors(url):
+            connect_args = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else {}
+            engine = create_engine(parsed, poolclass=NullPool, connect_args=connect_args)
+            return inspect(engine).has_table("studies")
+    except ImportError as error:
+        raise missing_driver(url, error) from error
+
+
+def refuse_another_configuration(study: optuna.Study, url: str, identity: dict[str, Any]) -> None:
+    """A study binds to its configuration with its first trial.
+
+    Raises:
+        UsageError: it was made with another space, dataset, budget, seed or objectives; lists what differs. Or it is
+            not one of this program.
+    """
+    with storage_errors(url):
+        if not study.get_trials(deepcopy=False):
+            return
+        _refuse_without_identity(study, url)
+        differences = identity_differences(full_identity(study), identity)
+    if differences:
+        raise UsageError(
+            f"study {study.study_name!r} was made with another configuration ({'; '.join(differences)}): "
+            "give --study another name, or the options and images it was made with"
+        )
+
+
 def create_or_resume(
     url: str,
     name: str,
@@ -313,13 +389,13 @@ def create_or_resume(
     """The study of this name, new or as it stands.
 
     Raises:
-        UsageError: it was made with another space, dataset, budget, seed or objectives; lists what differs. Or it is
-            not one of this program.
+        UsageError: as `refuse_another_configuration`.
+        Failure: as `open_storage`.
     """
     storage = open_storage(url, create=True)
     with storage_errors(url):
         study = optuna.create_study(study_name=name, storage=storage, directions=list(directions), load_if_exists=True)
-        if not study.get_trials(deepcopy=False):  # a study binds to its configuration with its first trial
+        if not study.get_trials(deepcopy=False):
             if [direction.name.lower() for direction in study.directions] != list(directions):
                 optuna.delete_study(study_name=name, storage=storage)
                 study = optuna.create_study(study_name=name, storage=storage, directions=list(directions))
@@ -327,14 +403,7 @@ def create_or_resume(
                 study.set_metric_names(list(metric_names))
             study.set_user_attr("identity", identity)
             study.set_user_attr("uid", study_uid(study) or uuid.uuid4().hex)
-            return study
-        _refuse_without_identity(study, url)
-    differences = identity_differences(full_identity(study), identity)
-    if differences:
-        raise UsageError(
-            f"study {name!r} was made with another configuration ({'; '.join(differences)}): "
-            "give --study another name, or the options and images it was made with"
-        )
+    refuse_another_configuration(study, url, identity)
     return study
 
 
@@ -353,18 +422,6 @@ def study_uid(study: optuna.Study) -> str:
 def full_identity(study: optuna.Study) -> dict[str, Any]:
     """What a study was made with; before there was a choice of gates, they were raw."""
     return {"gates": "raw", **study.user_attrs["identity"]}
-
-
-def identity_differences(stored: dict[str, Any], asked: dict[str, Any], within: str = "") -> list[str]:
-    """What differs, each as "name: stored -> asked", by the full name of what lies within something."""
-    differences = []
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name), asked.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            differences += identity_differences(old, new, f"{within}{name}.")
-        elif old != new:
-            differences.append(f"{within}{name}: {old} -> {new}")
-    return differences
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:

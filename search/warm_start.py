@@ -7,7 +7,7 @@ session after a kill, or after the other study went on, starts from the same. Ea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -113,8 +113,21 @@ def prepare(study: optuna.Study, config: StudyConfig) -> list[str]:
     Raises:
         UsageError: there is no such study, or none of its trials is any use.
     """
-    before = study.user_attrs.get(_ATTR, {})
-    stored = before if study.get_trials(deepcopy=False) else {}  # no trial yet: not bound to what was said before
+    stored, lines = chosen(study, config)
+    if stored != study.user_attrs.get(_ATTR, {}):
+        study.set_user_attr(_ATTR, stored)
+    return lines
+
+
+def chosen(study: optuna.Study | None, config: StudyConfig) -> tuple[dict[str, Any], list[str]]:
+    """What a study, which need not be there yet, starts from, and a line for each other study that is new to it.
+
+    Raises:
+        UsageError: as `prepare`.
+    """
+    # a study without trials is not bound to what was said before
+    bound = study is not None and study.get_trials(deepcopy=False)
+    stored: dict[str, Any] = study.user_attrs.get(_ATTR, {}) if study is not None and bound else {}
     lines = []
     for name in config.warm_start:
         if name not in stored:
@@ -123,9 +136,7 @@ def prepare(study: optuna.Study, config: StudyConfig) -> list[str]:
             starts, line = _starts(name, config, taken)
             stored = {**stored, name: starts}
             lines.append(line)
-    if stored != before:
-        study.set_user_attr(_ATTR, stored)
-    return lines
+    return stored, lines
 
 
 def left_to_ask(study: optuna.Study, views: Sequence[TrialView]) -> list[Start]:

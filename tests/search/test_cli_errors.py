@@ -94,6 +94,8 @@ def tiny_run(*arguments: object) -> tuple[object, ...]:
         (("--limit-train", "5"), "--limit-train 5: digits has 1,197 training images in 10 classes; choose 10 to 1,197"),
         (("extra",), "unexpected extra argument"),
         (("--timeout", "-1"), "--timeout=-1.0: input should be greater than 0"),
+        (("--min-accuracy", "95"), "--min-accuracy 95 is no fraction: did you mean 0.95?"),
+        (("--min-accuracy", "1"), "--min-accuracy=1.0: input should be less than 1"),
         (("--max-gates", "0"), "--max-gates=0: input should be greater than or equal to 1"),
     ],
 )
@@ -152,11 +154,10 @@ def test_a_wrong_call_leaves_nothing(fails: Callable[..., str], workspace: Path)
 def test_a_study_made_with_other_options(study: Runs, fails: Callable[..., str]) -> None:
     message = fails(USAGE, *tiny_run("--epochs", 3, "--seed", 1))
     assert (
-        "'tiny' was made with another configuration (rungs: [1, 3, 9] -> [1, 3]; seed: 0 -> 1): give --study another"
-        in message
+        "'tiny' was made with another configuration (--epochs 9 -> 3; --seed 0 -> 1): give --study another" in message
     )
     message = fails(USAGE, *tiny_run("--space", "digits_small", "--study", "tiny"))
-    assert "space: tiny -> digits_small" in message
+    assert "--space tiny -> digits_small" in message
     assert "parameters." in message
 
 
@@ -190,8 +191,31 @@ def test_a_folder_that_cannot_be_written(
 
 def test_a_database_that_is_none(fails: Callable[..., str], workspace: Path) -> None:
     (workspace / "study.db").write_bytes(b"no database" * 100)
-    assert "file is not a database" in fails(FAILURE, *tiny_run("--storage", "sqlite:///study.db"))
+    way_out = (
+        "study.db is damaged or no database: restore a copy or an export (search.import), or give another --study or "
+        "--storage"
+    )
+    for called in (tiny_run(), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called, "--storage", "sqlite:///study.db")
+        assert message == f"the study's database sqlite:///study.db failed: file is not a database; {way_out}"
+    (workspace / "folder").mkdir()
+    for called in (tiny_run(), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called, "--storage", "sqlite:///folder")
+        assert message == f"the study's database sqlite:///folder is a folder; {way_out.replace('study.db', 'folder')}"
     assert "nosuch" in fails(FAILURE, *tiny_run("--storage", "nosuch://host/db"))
+
+
+def test_a_damaged_database(study: Runs, fails: Callable[..., str], workspace: Path) -> None:
+    """Running the same command again would fail again."""
+    path = workspace / "studies/tiny/study.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    for called in (tiny_run("--trials", 4), (report, "--study", "tiny")):
+        message = fails(FAILURE, *called)
+        assert "database disk image is malformed; studies/tiny/study.db is damaged or no database: restore" in message
+        assert "nothing stored is lost" not in message
 
 
 def test_a_busy_database(study: Runs, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

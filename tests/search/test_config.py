@@ -6,7 +6,7 @@ import pytest
 
 from search.config import check_study_name, study_config
 from search.errors import UsageError
-from search.storage import identity_differences
+from search.identity import identity_differences
 from spaces import Space
 
 
@@ -86,15 +86,16 @@ def test_identity_is_as_a_database_gives_it_back(tiny_space: Space) -> None:
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"epochs": 27}, "rungs: [1, 3, 9] -> [3, 9, 27]"),
-        ({"limit_train": 100}, "data.limit_train: None -> 100"),
-        ({"seed": 1}, "seed: 0 -> 1"),
-        ({"objectives": ("accuracy",)}, "objectives: ['accuracy', 'gates'] -> ['accuracy']"),
-        ({"data": "mnist"}, "data.dataset: digits -> mnist"),
-        ({"data": "npz:a/b.npz"}, "data.dataset: digits -> npz:a/b.npz"),
+        ({"epochs": 27}, "--epochs 9 -> 27"),
+        ({"limit_train": 100}, "--limit-train none -> 100"),
+        ({"seed": 1}, "--seed 0 -> 1"),
+        ({"objectives": ("accuracy",)}, "--objectives accuracy,gates -> accuracy"),
+        ({"data": "mnist"}, "--data digits -> mnist"),
+        ({"data": "npz:a/b.npz"}, "--data digits -> npz:a/b.npz"),
         ({"images_sha256": "ab"}, "data.images_sha256: None -> ab"),
-        ({"gates": "core"}, "gates: total -> core"),
-        ({"max_gates": 5000}, "max_gates: None -> 5000"),
+        ({"gates": "core"}, "--gates total -> core"),
+        ({"max_gates": 5000}, "--max-gates none -> 5000"),
+        ({"min_accuracy": 0.5}, "--min-accuracy none -> 0.5"),
     ],
 )
 def test_what_makes_trials_incomparable_is_identity(
@@ -112,6 +113,10 @@ def test_what_may_change_from_session_to_session_is_not(tiny_space: Space, optio
     """A limit on raw gates says what is trained from now on; one on the others is every trial's constraint."""
     raw = study_config(space="tiny", gates="raw")
     assert study_config(space="tiny", gates="raw", **options).identity() == raw.identity()
+
+
+def test_other_rungs_of_as_many_epochs_are_told_as_rungs() -> None:
+    assert identity_differences({"rungs": [1, 9]}, {"rungs": [3, 9]}) == ["rungs: [1, 9] -> [3, 9]"]
 
 
 def test_a_space_of_the_same_name_with_another_domain_is_another(

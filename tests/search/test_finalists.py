@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from search import data, finalists, session
+from search.circuit import circuit
 from search.config import StudyConfig
 from search.data import Images
 from search.errors import Failure, UsageError
@@ -84,6 +85,20 @@ class Searched:
         return found
 
 
+def count_begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of which a first epoch is run from now on."""
+    begun: list[int] = []
+    run_epoch = TrainingRun.run_epoch
+
+    def counting(run: TrainingRun) -> Any:
+        if run.epoch == 0:
+            begun.append(run.epoch)
+        return run_epoch(run)
+
+    monkeypatch.setattr(TrainingRun, "run_epoch", counting)
+    return begun
+
+
 def validation(trial: int) -> list[float]:
     """Of every seed of a finalist, from the history that training wrote."""
     folders = sorted(Path(f"studies/tiny/finalists/trial_{trial}").glob("seed_*"))
@@ -125,6 +140,18 @@ def test_a_session_names_a_winner_and_tests_it(
     interval = 100 * 4.302653 * statistics.stdev(figures) / 3**0.5
     assert f"discrete {statistics.fmean(figures):.2%} ± {interval:.2f}" in outcome.out
 
+    # a line a seed, none an epoch; what comes next comes last, and works
+    assert " epoch 1/3" not in outcome.out
+    assert outcome.out.count(" of 3): validation discrete ") == 6
+    assert outcome.out.count("What next:") == 1
+    assert outcome.out.index("What next:") > outcome.out.index("Test accuracy of the winner")
+    best = max(validation(finals.winner))
+    typed = outcome.out.splitlines()[-1].partition("#")[0].split()
+    folder = Path(typed[typed.index("search.circuit") + 1])
+    assert folder.parent == Path(f"studies/tiny/finalists/trial_{finals.winner}")
+    assert json.loads((folder / "epochs.json").read_text())[-1]["acc_discrete"] == best
+    assert command(circuit, folder, "--c", "winner.c").code == 0
+
     # MLflow: runs that are no trials
     def logged() -> list[Any]:
         client = MlflowClient(tracking_uri)
@@ -144,7 +171,7 @@ def test_a_session_names_a_winner_and_tests_it(
     again = command(*call, "--finalists", 2)
     table = outcome.out[outcome.out.index("Finalists: ") :]
     assert again.out[again.out.index("Finalists: ") :] == table
-    assert "epoch 1/3" not in again.out[again.out.index("What next") :]
+    assert " of 3): validation discrete " not in again.out
     assert (len(opened), len(logged())) == (3, 6)
     assert table.partition("\nIts weights")[0] in command(report, "--study", "tiny").out
 
@@ -245,7 +272,7 @@ def test_killed_anywhere_the_same_command_ends_the_same(
         if kill_at == "third seed":
             kill(TrainingRun, "run_epoch", 8)
         elif kill_at == "second finalist":
-            kill(finalists, "train_seeds", 2)
+            kill(finalists, "train_seeds", 4)
         elif kill_at in ("naming", "named"):
             kill(Finals, "store", 1, after=kill_at == "named")
         elif kill_at == "second test":
@@ -258,8 +285,9 @@ def test_killed_anywhere_the_same_command_ends_the_same(
             searched.finish()
     trained = len(list(Path("studies").rglob("model.safetensors")))
     assert trained == {"third seed": 2, "second finalist": 3}.get(kill_at, 6)
-    out = searched.finish()
-    assert out.count("epoch 1/3") == 6 - trained
+    begun = count_begun(monkeypatch)
+    searched.finish()
+    assert len(begun) == 6 - trained
     finals = searched.finals
     assert len(opened) == 3
     assert {seen.winner for seen in opened} == {finals.winner}

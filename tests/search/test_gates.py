@@ -129,7 +129,7 @@ def test_a_session_marks_them(command: Call, tracking_uri: str, monkeypatch: pyt
     assert "trial 1 " not in command(search_run, *arguments).out.partition("Best by")[0]
     outcome = command(search_run, *arguments, "--max-gates", 1400)
     assert outcome.code == 2
-    assert "another configuration (max_gates: 1300 -> 1400)" in outcome.err
+    assert "another configuration (--max-gates 1300 -> 1400)" in outcome.err
 
 
 def test_a_limit_on_raw_gates_holds_for_whoever_looks_later(
@@ -167,13 +167,36 @@ def test_a_limit_that_no_trial_keeps(command: Call, tracking_uri: str, monkeypat
     arguments = ("--space", "tiny", "--trials", 3, "--max-gates", 900, "--tracking-uri", tracking_uri)
     outcome = command(search_run, *arguments)
     assert outcome.code == 0
-    assert "No trial keeps to the study's limit: the smallest, " in outcome.out
+    smallest = min(stored_trials("tiny", ""), key=lambda view: view.gates or 0)
+    assert (
+        f"No trial keeps to the study's limit: at most 900 total gates (the smallest, trial {smallest.number}, has "
+        f"{smallest.gates:,}).\n"
+    ) in outcome.out
     assert "Front" not in outcome.out and "published baseline" not in outcome.out
     outcome = command(export, "--study", "tiny", "-o", "best.yaml")
     assert outcome.code == 2
     assert "no complete trial keeps to the study's limit: the smallest has 1," in outcome.err
     assert command(plot, "--study", "tiny", "-o", "front.svg").code == 0
     assert "infeasible" in Path("front.svg").read_text()
+
+
+@pytest.mark.parametrize("more", [(), ("--max-gates", 900)])
+def test_each_limit_that_no_trial_keeps_is_named_and_what_next_exports_all_the_same(
+    command: Call, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...]
+) -> None:
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor())
+    arguments = ("--space", "tiny", "--trials", 3, "--min-accuracy", 0.99, "--tracking-uri", tracking_uri)
+    outcome = command(search_run, *arguments, *more)
+    best = max(stored_trials("tiny", ""), key=lambda view: view.acc_discrete or 0)
+    limit = f"accuracy of at least 99.00% (the best, trial {best.number}, has {best.acc_discrete:.2%})"
+    line = next(line for line in outcome.out.splitlines() if line.startswith("No trial keeps"))
+    if more:
+        assert line.startswith(f"No trial keeps to the study's limits: {limit} and at most 900 total gates (the smalle")
+    else:
+        assert line == f"No trial keeps to the study's limit: {limit}."
+    (call,) = [line for line in outcome.out.splitlines() if "search.export" in line]
+    assert call.endswith(f" -m search.export --study tiny --pick trial={best.number} -o best.yaml")
+    assert command(export, *call.split()[call.split().index("--study") :]).code == 0
 
 
 def test_a_plot_is_over_the_study_s_count(over: list[TrialView], command: Call) -> None:
@@ -243,7 +266,7 @@ def test_an_older_study_goes_on_as_it_was_made(
     arguments = ("--space", "tiny", "--trials", 6, "--tracking-uri", tracking_uri)
     outcome = command(search_run, *arguments)
     assert outcome.code == 2
-    assert "was made with another configuration (gates: raw -> total): " in outcome.err
+    assert "was made with another configuration (--gates raw -> total): " in outcome.err
     outcome = command(search_run, *arguments, "--gates", "raw")
     assert (outcome.code, outcome.err) == (0, "")
     assert "6 complete" in outcome.out and "raw gates" in outcome.out and "total gates" not in outcome.out

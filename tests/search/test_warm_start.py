@@ -309,7 +309,7 @@ def test_the_command(run_sqlite: Runs, source: list[TrialView], command: Call, t
     arguments = ("--space", "tiny", "--study", "third", "--executor", "inline", "--trials", 2, "--epochs", 1)
     data = ("--limit-train", 100, "--tracking-uri", tracking_uri, "--warm-start", "first")
     outcome = command(search_run, *arguments, *data, "--dry-run")
-    assert "\nwarm start from first\n" in outcome.out
+    assert "\nwarm start from first: its trials " in outcome.out
     assert not Path("studies/third").exists()
     outcome = command(search_run, *arguments, *data)
     assert outcome.code == 0, outcome.err
@@ -323,7 +323,9 @@ def test_the_command(run_sqlite: Runs, source: list[TrialView], command: Call, t
     [
         ("third", "study 'third' cannot start from itself: give --warm-start others"),
         ("first,no/where", "study name 'no/where' must be 1 to 64 letters"),
-        ("first,", "study name '' must be 1 to 64 letters"),
+        ("first,", "--warm-start 'first,' lacks a name before or after a comma: write STUDY or STUDY,STUDY"),
+        (" ", "--warm-start ' ' lacks a name"),
+        ("fisrt , first", "no study 'fisrt' to start from"),
         (
             "first,fisrt",
             "no study 'fisrt' to start from in sqlite:///studies/third/study.db or sqlite:///studies/fisrt/",
