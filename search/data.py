@@ -17,7 +17,7 @@ import struct
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,8 @@ class Source:
         num_validation: so many of the training images are held back.
         read: (root, is_test) gives one official split, as it stands.
         images_sha256: of a user's own training images and labels, which may change from day to day; None of others.
+        folder: below the root, of files that are downloaded where they are missing.
+        names: (is_test) gives these files' names.
     """
 
     name: str
@@ -81,6 +83,13 @@ class Source:
     num_validation: int
     read: Callable[[Path, bool], Images]
     images_sha256: str | None = None
+    folder: str = ""
+    names: Callable[[bool], Sequence[str]] = lambda is_test: ()
+
+    def lacking(self, data_dir: str | Path | None) -> Path | None:
+        """The folder that training images would be downloaded to; None where they are here."""
+        folder = _root(data_dir) / self.folder
+        return folder if None in (_find(folder, name) for name in self.names(False)) else None
 
     def load(self, data_dir: str | Path | None, limit_train: int | None, limit_name: str = "--limit-train") -> Dataset:
         """Training and validation images. Arguments and errors as in `load_dataset`; `limit_name` is for people."""
@@ -202,15 +211,17 @@ def _read_digits(root: Path, is_test: bool) -> Images:
 
 def _read_mnist(folder_name: str, root: Path, is_test: bool) -> Images:
     """A dataset in MNIST's files, by torchvision's class and folder name; only the asked split is opened."""
-    folder = root / folder_name / "raw"
-    prefix, num_images = ("t10k", 10_000) if is_test else ("train", 60_000)
-    names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    folder, names, num_images = root / folder_name / "raw", _mnist_names(is_test), 10_000 if is_test else 60_000
     if None in (_find(folder, name) for name in names):
         _download(folder_name, folder, root, partial(_fetch_mnist, folder_name), "the four *-ubyte.gz files")
     labels = _read_idx(folder, names[1], (num_images,)).astype(np.int64)
     if labels.max() > 9:
         raise Failure(f"{folder / names[1]} has the label {labels.max()}: classes are 0 to 9; replace it, {WAY_ON}")
     return Images(_read_idx(folder, names[0], (num_images, 28, 28))[:, None], labels)
+
+
+def _mnist_names(is_test: bool) -> list[str]:
+    return [f"{'t10k' if is_test else 'train'}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
 
 
 def _read_cifar10(root: Path, is_test: bool) -> Images:
@@ -246,18 +257,20 @@ def _read_records(path: Path) -> NDArray[np.uint8]:
     return records
 
 
+def _in_mnists_files(name: str, folder_name: str) -> Source:
+    read = partial(_read_mnist, folder_name)
+    return Source(name, InputInfo((1, 28, 28), 10), 10_000, read, folder=f"{folder_name}/raw", names=_mnist_names)
+
+
 SOURCES: Final = {
     source.name: source
     for source in (
-        Source("digits", InputInfo((1, 28, 28), 10), num_validation=300, read=_read_digits),
-        Source("mnist", InputInfo((1, 28, 28), 10), num_validation=10_000, read=partial(_read_mnist, "MNIST")),
+        Source("digits", InputInfo((1, 28, 28), 10), 300, _read_digits),
+        _in_mnists_files("mnist", "MNIST"),
+        _in_mnists_files("fashion_mnist", "FashionMNIST"),
         Source(
-            "fashion_mnist",
-            InputInfo((1, 28, 28), 10),
-            num_validation=10_000,
-            read=partial(_read_mnist, "FashionMNIST"),
+            "cifar10", InputInfo((3, 32, 32), 10), 8_333, _read_cifar10, folder=CIFAR10_FOLDER, names=_cifar10_names
         ),
-        Source("cifar10", InputInfo((3, 32, 32), 10), num_validation=8_333, read=_read_cifar10),
     )
 }
 OWN: Final[dict[str, Callable[[Path, Split], tuple[Pixels, Labels]]]] = {"npz": read_npz, "folder": read_folder}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.logging import WARNING, set_verbosity
@@ -16,7 +16,7 @@ from rich.console import Console
 from .checkpoints import Checkpoints
 from .command import interpreter
 from .config import StudyConfig, default_storage
-from .data import CIFAR10_FOLDER, Source, find_source
+from .data import Source, find_source
 from .display import Display
 from .errors import Failure, UsageError
 from .finalists import describe_finalists, refuse_another_winner, run_finalists
@@ -44,13 +44,6 @@ from .workers import make_executor
 
 if TYPE_CHECKING:
     from .tracking import Tracker
-
-# training files that are downloaded where they are missing: their folder in the data folder, their names
-FILES: Final = {
-    "mnist": ("MNIST/raw", ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")),
-    "fashion_mnist": ("FashionMNIST/raw", ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")),
-    "cifar10": (CIFAR10_FOLDER, tuple(f"data_batch_{number}.bin" for number in range(1, 6))),
-}
 
 
 def describe_study(config: StudyConfig) -> None:
@@ -102,17 +95,12 @@ def _described_data(config: StudyConfig, source: Source) -> str:
     Raises:
         UsageError, Failure: as `Source.load`.
     """
-    where = ""
-    if source.name in FILES:
-        below, files = FILES[source.name]
-        folder = Path(config.data_dir or os.environ.get("CONVLOGIC_DATA") or "data").expanduser() / below
-        if not all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in files):
-            return f"data {source.name}: not in {folder} yet; the run downloads it there"
-        where = f", in {folder}"
+    if (folder := source.lacking(config.data_dir)) is not None:
+        return f"data {source.name}: not in {folder} yet; the run downloads it there"
     dataset = source.load(config.data_dir, config.limit_train)
     return (
         f"data {dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation images of "
-        f"{shown_shape(dataset.info.image_shape)}, {dataset.info.num_classes} classes{where}"
+        f"{shown_shape(dataset.info.image_shape)}, {dataset.info.num_classes} classes"
     )
 
 
@@ -148,7 +136,7 @@ def run_study(config: StudyConfig) -> None:
         if config.gates == "raw" and gate_limit(study) != config.max_gates:
             study.set_user_attr(RAW_LIMIT, config.max_gates)
         if _has_work(config, views):
-            with _removed_if_refused(study, is_new):
+            with _removed_if_refused(study, is_new and not views):
                 for line in (*_changes(config, study), *prepare(study, config)):
                     console.print(line, soft_wrap=True)
                 study.set_user_attr(SESSION, _session_options(config))
