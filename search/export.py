@@ -69,13 +69,13 @@ def _export_one(study: str, storage: str, pick: str, max_gates: int | None, outp
     from .candidate_file import dump_candidate_file
     from .checkpoints import write_atomically
     from .report import counted_gates
-    from .storage import RAW_LIMIT, full_identity, storage_errors, to_read, trial_views
+    from .storage import full_identity, gate_limit, storage_errors, to_read, trial_views
 
     url, stored = to_read(study, storage)
     with storage_errors(url):
         views = trial_views(stored, full_identity(stored)["gates"])
         if pick == "best" and max_gates is None:  # where other gates are limited, who exceeds it is infeasible
-            max_gates = stored.user_attrs.get(RAW_LIMIT)
+            max_gates = gate_limit(stored.user_attrs) if full_identity(stored)["gates"] == "raw" else None
     trial = pick_trial(views, pick, max_gates)
     record = trial.records[-1]
     file = candidate_file(study, trial)

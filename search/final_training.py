@@ -145,7 +145,9 @@ def _check_trained(file: CandidateFile, folder: Path) -> None:
         Failure: a file is damaged; names it and says the way out.
     """
     if not (folder / CONFIG).exists():
-        write_atomically(folder / CONFIG, dump_candidate_file(file).encode())
+        raise Failure(
+            f"{folder} has weights and no {CONFIG}, which says of which network: move it away, or bring it back"
+        )
     load_model(folder)
     _load_records(file, folder)
     _load_measured(folder)
@@ -218,7 +220,8 @@ def _train(console: Console, file: CandidateFile, data: EncodedDataset, folder: 
             saved_at = time.monotonic()
     # where weights or history were deleted: on another device the next may differ, and so all that is made from them
     remove_circuit_files(folder)
-    (folder / METRICS).unlink(missing_ok=True)
+    for name in (METRICS, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
     write_atomically(history, _to_json(records))
     write_atomically(folder / WEIGHTS, dump_weights({**run.model.state_dict(), "thresholds": data.thresholds}))
     checkpoint.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ def import_study(file: Path, study: str, storage: str) -> None:
     from .errors import UsageError
     from .identity import run_call
     from .lease import lease
-    from .storage import RAW_LIMIT, TrialView, shown
+    from .storage import TrialView, gate_limit, shown
     from .study_table import restore, study_of
     from .table_file import read_table
 
@@ -41,7 +41,7 @@ def import_study(file: Path, study: str, storage: str) -> None:
     attrs = stored.cell.user_attrs
     if "identity" in attrs:
         identity = {"gates": "raw", **attrs["identity"]}
-        identity["max_gates"] = attrs.get(RAW_LIMIT, identity.get("max_gates"))
+        identity["max_gates"] = gate_limit(attrs)
         num_counted = sum(TrialView(trial, "raw").counts for trial in stored.trials)
         click.echo(f"{run_call(name, shown(url), identity, num_counted)}    # goes on with it")
 

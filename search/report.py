@@ -210,7 +210,7 @@ def report(name: str, storage: str) -> None:
 
     url, study = to_read(name, storage)
     with storage_errors(url):
-        identity, limit, finals = full_identity(study), gate_limit(study), Finals.of(study)
+        identity, limit, finals = full_identity(study), gate_limit(study.user_attrs), Finals.of(study)
         views = trial_views(study, identity["gates"])
     baseline = next((view.known for view in views if view.known), "")
     console = report_console()

@@ -123,7 +123,7 @@ def run_study(config: StudyConfig) -> None:
     warn = partial(_warn, console)
     source = _source(config)
     config = config.model_copy(update={"images_sha256": source.images_sha256})
-    is_new = _find_checked(config) is None
+    _find_checked(config)
     with storage_errors(config.storage), lease(config.storage, config.study, warn) as held:
         study = create_or_resume(
             config.storage,
@@ -133,15 +133,14 @@ def run_study(config: StudyConfig) -> None:
             config.identity(),
         )
         views = _checked_views(config, study)  # again, now that nobody else can change it
-        if config.gates == "raw" and gate_limit(study) != config.max_gates:
+        if config.gates == "raw" and gate_limit(study.user_attrs) != config.max_gates:
             study.set_user_attr(RAW_LIMIT, config.max_gates)
         if _has_work(config, views):
-            with _removed_if_refused(study, is_new and not views):
-                for line in (*_changes(config, study), *prepare(study, config)):
-                    console.print(line, soft_wrap=True)
-                study.set_user_attr(SESSION, _session_options(config))
-                dataset = source.load(config.data_dir, config.limit_train)
-                executor = make_executor(config, dataset)
+            for line in (*_changes(config, study), *prepare(study, config)):
+                console.print(line, soft_wrap=True)
+            study.set_user_attr(SESSION, _session_options(config))
+            dataset = source.load(config.data_dir, config.limit_train)
+            executor = make_executor(config, dataset)
             with closing(executor), _tracked(config, study, warn) as tracker:
                 num_unfinished = len(running(study))
                 done = sum(view.counts for view in views) - num_unfinished
@@ -217,17 +216,6 @@ def _has_work(config: StudyConfig, views: Sequence[TrialView]) -> bool:
     return sum(view.counts for view in views) < config.trials or any(view.state == "running" for view in views)
 
 
-@contextmanager
-def _removed_if_refused(study: optuna.Study, is_new: bool) -> Iterator[None]:
-    """A new study for which there is no data, or no worker, does not stay behind."""
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            optuna.delete_study(study_name=study.study_name, storage=study._storage)
-        raise
-
-
 def _session_options(config: StudyConfig) -> dict[str, str]:
     """What may change between sessions and yet says which trials a study has."""
     return {"sampler": config.sampler, "early-stopping": config.early_stopping}
@@ -272,7 +260,7 @@ def _tracked(config: StudyConfig, study: optuna.Study, warn: Callable[[str], Non
     try:
         yield tracker
     finally:
-        tracker.finish(best_trial(trial_views(study, config.gates), gate_limit(study)))
+        tracker.finish(best_trial(trial_views(study, config.gates), gate_limit(study.user_attrs)))
 
 
 def _warn(console: Console, line: str) -> None:

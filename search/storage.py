@@ -407,9 +407,10 @@ def create_or_resume(
     return study
 
 
-def gate_limit(study: optuna.Study) -> int | None:
-    """The study's limit on its gates. One on raw gates may change from session to session: the last one's."""
-    limit: int | None = study.user_attrs.get(RAW_LIMIT, full_identity(study).get("max_gates"))
+def gate_limit(study_attrs: dict[str, Any]) -> int | None:
+    """A study's limit on its gates. One on raw gates may change from session to session: the last one's."""
+    identity = {"gates": "raw", **study_attrs["identity"]}
+    limit: int | None = study_attrs.get(RAW_LIMIT) if identity["gates"] == "raw" else identity.get("max_gates")
     return limit
 
 

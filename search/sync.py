@@ -28,7 +28,7 @@ def sync(study: str, storage: str, tracking_uri: str | None) -> None:
         uid, views = study_uid(stored), trial_views(stored, full_identity(stored)["gates"])
         tracker = Tracker(study, uid, tracking_uri, fail)
         tracker.sync(views)
-        tracker.finish(best_trial(views, gate_limit(stored)))
+        tracker.finish(best_trial(views, gate_limit(stored.user_attrs)))
     click.echo(f"{len(views)} trials of study {study} are in MLflow at {tracker.uri}")
 
 

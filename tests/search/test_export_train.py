@@ -420,3 +420,15 @@ def test_a_training_that_failed_may_be_corrected(
     outcome = command(*call)
     assert (outcome.code, outcome.err) == (0, "")
     assert load_candidate_file(Path("out/seed_11/config.yaml")).candidate == small
+
+
+def test_weights_that_do_not_say_of_which_network_are_nobodys(
+    command: Call, small: Candidate, tracking_uri: str
+) -> None:
+    call = (train, "best.yaml", "-o", "out", "--tracking-uri", tracking_uri)
+    Path("best.yaml").write_text(dump_candidate_file(CandidateFile(small, 11, tiny_origin())))
+    assert command(*call).code == 0
+    Path("out/seed_11/config.yaml").unlink()
+    outcome = command(*call)
+    assert outcome.code == 1
+    assert "out/seed_11 has weights and no config.yaml" in outcome.err

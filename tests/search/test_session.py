@@ -103,20 +103,23 @@ def test_a_warm_start_from_nothing_leaves_nothing(command: Call, workspace: Path
     assert list(workspace.iterdir()) == []
 
 
-def test_a_start_without_workers_leaves_no_study(
+def test_a_start_without_workers_binds_a_study_to_nothing(
     command: Call, monkeypatch: pytest.MonkeyPatch, tracking_uri: str
 ) -> None:
+    """It stays, as somebody else may have it by now, without a trial; even its limit on raw gates is then another's."""
+
     def refused(*arguments: object) -> None:
         raise Failure("no worker starts")
 
-    monkeypatch.setattr(session, "make_executor", refused)
-    assert command(*TINY_RUN, "--study", "x1").err == "error: no worker starts\n"
-    assert find_study("sqlite:///studies/x1/study.db", "x1") is None
-    outcome = command(report, "--study", "x1")
-    assert (outcome.code, outcome.err) == (
-        2,
-        "error: no study 'x1' in sqlite:///studies/x1/study.db; it holds none yet\n",
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "make_executor", refused)
+        assert command(*TINY_RUN, "--gates", "raw", "--max-gates", 1).err == "error: no worker starts\n"
+    outcome = command(report, "--study", "tiny")
+    assert outcome.code == 0 and "search.run" in outcome.out
+    monkeypatch.setattr(session, "make_executor", lambda *_: FakeExecutor())
+    assert command(*TINY_RUN, "--gates", "core", "--trials", 2, "--tracking-uri", tracking_uri).code == 0
+    assert "no limits" in command(report, "--study", "tiny").out
+    assert command(export, "--study", "tiny", "-o", "best.yaml").code == 0
 
 
 def test_a_study_that_was_there_stays(run_sqlite: Runs, command: Call, monkeypatch: pytest.MonkeyPatch) -> None:
