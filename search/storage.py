@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.engine import URL, make_url
@@ -32,6 +33,9 @@ from .errors import Failure, UsageError, one_line
 from .identity import identity_differences
 from .sqlite import log_ahead
 from .training import EpochRecord
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_S = 60
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -229,6 +233,27 @@ def missing_driver(url: str, error: ImportError) -> Failure:
     return Failure(f"storage {shown(url)}: {one_line(error)}{extra}")
 
 
+class _StorageOfSpaces(optuna.storages.RDBStorage):
+    """A study's identity binds its parameters to their space: whether an earlier trial drew them from the same one is
+    not looked up at every trial, for each of them, and they are written together. That was half of what a trial takes
+    to be stored. A method of Optuna's own; where it is called otherwise, trials are stored as without it.
+    """
+
+    def _set_trial_param_without_commit(
+        self,
+        session: "Session",
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None = None,
+    ) -> None:
+        with session.no_autoflush:
+            super()._set_trial_param_without_commit(
+                session, trial_id, param_name, param_value_internal, distribution, distribution
+            )
+
+
 def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
     """The storage behind a URL; sqlite in WAL mode.
 
@@ -250,7 +275,7 @@ def open_storage(url: str, create: bool) -> optuna.storages.RDBStorage:
         engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     try:
         with storage_errors(url):
-            return optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+            return _StorageOfSpaces(parsed.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
     except ImportError as error:
         raise missing_driver(url, error) from error
     except RuntimeError as error:

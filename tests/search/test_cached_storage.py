@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from search import samplers
@@ -160,6 +161,28 @@ def test_samplers_see_what_a_trial_has_measured_until_it_is_told(run_sqlite: Run
     study.tell(0, [0.5, 10.0])
     assert study.get_trials() == run_sqlite.study(config).get_trials()
     assert study.get_trials()[0].values == [0.5, 10.0]
+
+
+def test_parameters_are_stored_together(run_sqlite: Runs) -> None:
+    """Optuna itself asks, for each, whether an earlier trial drew it from the same distribution, and writes it."""
+    study, storage = cached(run_sqlite.study(run_sqlite.config()))
+    statements: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement)
+
+    for num_params in (3, 12):  # of the first, no earlier trial has any
+        trial = study.ask()
+        for index in range(num_params):
+            trial.suggest_int(f"p{index}", 1, 9)
+        statements.clear()
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+        stored = storage.store(trial._trial_id)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+        of_params = [index for index, statement in enumerate(statements) if "trial_params" in statement]
+        assert all(statements[index].startswith("INSERT") for index in of_params)
+        assert of_params == [*range(of_params[0], of_params[-1] + 1)]
+    assert stored.params == run_sqlite.study(run_sqlite.config()).get_trials()[1].params
 
 
 def test_a_driver_shows_every_rung_to_the_sampler(run_sqlite: Runs) -> None:
