@@ -31,7 +31,7 @@ from .data import Dataset, Images
 from .errors import Failure, one_line
 
 EVALUATION_BATCH = 1000
-ESTIMATOR_NOISE = 1  # the seed of an epoch's noise is derived on another path than that of its data order
+ESTIMATOR_NOISE, SHIFTS = 1, 2  # of an epoch: seeds derived on other paths than that of its data order
 
 
 def _leave_the_compiler_out() -> None:
@@ -165,7 +165,9 @@ class TrainingRun:
             weight_decay=candidate.train.weight_decay,
             fused=True,
         )
-        self.step = training_step(self.model, self.optimizer, data.train.x, data.train.y)
+        # what a step reads lies where it is: shifted anew in place
+        self._images = data.train.x.clone() if candidate.train.shift else data.train.x
+        self.step = training_step(self.model, self.optimizer, self._images, data.train.y)
 
     def run_epoch(self) -> EpochRecord:
         """Train one epoch, evaluate on validation.
@@ -180,6 +182,8 @@ class TrainingRun:
         order = torch.randperm(num_images, generator=generator).to(train.y.device)
         steps = math.ceil(num_images / spec.batch_size)
         total_loss = torch.zeros((), device=train.y.device)
+        if spec.shift:
+            shift(train.x, spec.shift, derived_seed(self.seed, self.epoch, SHIFTS), out=self._images)
         torch.manual_seed(derived_seed(self.seed, self.epoch, ESTIMATOR_NOISE))
         for step in range(steps):
             batch = order[step * spec.batch_size : (step + 1) * spec.batch_size]
@@ -239,6 +243,21 @@ class TrainingRun:
     def _digest(self) -> Tensor:
         """Of the candidate: shapes alone would let another kernel size or rate pass."""
         return torch.tensor([*hashlib.sha256(json.dumps(self.candidate.to_json()).encode()).digest()])
+
+
+def shift(x: Tensor, most: int, seed: int, out: Tensor) -> None:
+    """Every image moved by up to `most` pixels along rows and along columns; zeros come in.
+
+    Args:
+        x: (N, C, H, W) planes.
+        out: (N, C, H, W), written.
+    """
+    offsets = torch.randint(2 * most + 1, (2, len(x)), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    for images, moved, (dy, dx) in zip(
+        x.split(EVALUATION_BATCH), out.split(EVALUATION_BATCH), offsets.split(EVALUATION_BATCH, dim=1), strict=True
+    ):
+        windows = nn.functional.pad(images, (most,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+        moved.copy_(windows[torch.arange(len(images), device=x.device), :, dy, dx])
 
 
 def learning_rate(lr: float, decay_fraction: float, progress: float) -> float:

@@ -51,6 +51,8 @@ class TrainSpec(Strict):
         estimator: "soft", "gumbel" or "ste", see `convlogic_core.estimators`.
         hard_finish: the last part of the full budget, trained with "ste" whatever the estimator: the network settles
             into the gates that it will keep. 0 is none.
+        shift: anew for each epoch, every training image is moved up or down and left or right by as many pixels at
+            most, at random; what comes in is dark. 0 leaves the images as they are.
 
     Raises:
         ValueError: a value out of its range.
@@ -63,6 +65,7 @@ class TrainSpec(Strict):
     decay_fraction: float = 0.0
     estimator: str = "soft"
     hard_finish: float = 0.0
+    shift: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -76,19 +79,32 @@ class TrainSpec(Strict):
         check_estimator(self.estimator)
         if not 0 <= self.hard_finish <= 1:
             raise ValueError(f"hard_finish={self.hard_finish} must be between 0 and 1")
+        if self.shift < 0:
+            raise ValueError(f"shift={self.shift} must be at least 0")
 
 
 @dataclass(frozen=True)
 class Candidate(Strict):
-    """One point of a space, resolved."""
+    """One point of a space, resolved.
+
+    Raises:
+        ValueError: images that a shift could move away altogether.
+    """
 
     data: DataSpec
     model: ModelSpec
     train: TrainSpec
 
+    def __post_init__(self) -> None:
+        rows, columns = self.model.input_shape[1:]
+        if self.train.shift >= min(rows, columns):
+            raise ValueError(f"shift={self.train.shift} must be less than the image's {min(rows, columns)} pixels")
+
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, numbers and strings; no SHA-256 where there is none."""
+        """Plain dicts, lists, numbers and strings; what came later only where it is used: it is part of identities."""
         json = asdict(self)
         if self.data.images_sha256 is None:
             del json["data"]["images_sha256"]
+        if self.train.shift == 0:
+            del json["train"]["shift"]
         return json

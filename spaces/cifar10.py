@@ -28,6 +28,7 @@ PUBLISHED_CIFAR10_S: Final[dict[str, Value]] = {
     "decay_fraction": 0.0,
     "estimator": "soft",
     "hard_finish": 0.0,
+    "shift": 0,
 }
 
 CIFAR10_SMALL: Final = Space(
@@ -35,7 +36,7 @@ CIFAR10_SMALL: Final = Space(
     description="CIFAR-10, networks around the published cifar10_s (k=32): five times mnist_small's gates an image",
     data=DataSpec("cifar10", num_thresholds=3),
     parameters=CIFAR10_PYRAMID.parameters(
-        Range(8, 64, log=True), Range(256, 2048, log=True), (128, 256, 512), ("soft", "gumbel", "ste")
+        Range(8, 64, log=True), Range(256, 2048, log=True), (128, 256, 512), ("soft", "gumbel", "ste"), (0, 1)
     ),
     build=CIFAR10_PYRAMID.build,
     known=(Known("published cifar10_s", "Petersen et al. 2024, arXiv 2411.04732", PUBLISHED_CIFAR10_S),),

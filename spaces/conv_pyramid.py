@@ -32,9 +32,14 @@ class ConvPyramid:
     pads_first: bool
 
     def parameters(
-        self, k: Range, outputs_per_class: Range, batch_sizes: tuple[int, ...], estimators: tuple[str, ...]
+        self,
+        k: Range,
+        outputs_per_class: Range,
+        batch_sizes: tuple[int, ...],
+        estimators: tuple[str, ...],
+        shifts: tuple[int, ...] = (),
     ) -> tuple[Parameter, ...]:
-        """The family's parameters; rates lie where each parametrization was seen to learn."""
+        """The family's parameters; rates lie where each parametrization was seen to learn. There may be no shifts."""
         not_hard_already = tuple(estimator for estimator in estimators if estimator != "ste")
         return (
             Parameter("k", k),
@@ -54,6 +59,7 @@ class ConvPyramid:
             Parameter("estimator", Choice(estimators)),
             # of the full budget, so that all rungs before it compare like with like
             Parameter("hard_finish", Choice((0.0, 0.2, 0.5)), when=("estimator", not_hard_already)),
+            *((Parameter("shift", Choice(shifts)),) if shifts else ()),
         )
 
     def _kernel(self, number: int) -> Parameter:
@@ -113,5 +119,6 @@ class ConvPyramid:
             decay_fraction=number("decay_fraction"),
             estimator=str(params["estimator"]),
             hard_finish=float(params.get("hard_finish", 0.0)),
+            shift=int(params.get("shift", 0)),
         )
         return Candidate(data, model, train)

@@ -32,6 +32,7 @@ PUBLISHED_MNIST_S: Final[dict[str, Value]] = {
     "decay_fraction": 0.0,
     "estimator": "soft",
     "hard_finish": 0.0,
+    "shift": 0,
 }
 MNIST_S_WITH_IWP: Final[dict[str, Value]] = {
     **{key: value for key, value in PUBLISHED_MNIST_S.items() if key != "lr"},
@@ -53,7 +54,9 @@ MNIST_SMALL: Final = Space(
     name="mnist_small",
     description="MNIST, networks around the published mnist_s (k=16): minutes a trial on one CPU core",
     data=DataSpec("mnist"),
-    parameters=MNIST_PYRAMID.parameters(Range(4, 32, log=True), Range(64, 1024, log=True), (128, 256, 512), ESTIMATORS),
+    parameters=MNIST_PYRAMID.parameters(
+        Range(4, 32, log=True), Range(64, 1024, log=True), (128, 256, 512), ESTIMATORS, (0, 1)
+    ),
     build=MNIST_PYRAMID.build,
     known=(
         Known("published mnist_s", "Petersen et al. 2024, arXiv 2411.04732", PUBLISHED_MNIST_S),
@@ -76,7 +79,7 @@ MNIST_MEDIUM: Final = Space(
     description="MNIST, networks around the published mnist_m (k=64): for a GPU, or for hours",
     data=DataSpec("mnist"),
     parameters=MNIST_PYRAMID.parameters(
-        Range(16, 128, log=True), Range(256, 4096, log=True), (128, 256, 512), ESTIMATORS
+        Range(16, 128, log=True), Range(256, 4096, log=True), (128, 256, 512), ESTIMATORS, (0, 1)
     ),
     build=MNIST_PYRAMID.build,
     known=(Known("published mnist_m", "Petersen et al. 2024, arXiv 2411.04732", PUBLISHED_MNIST_M),),

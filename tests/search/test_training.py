@@ -24,6 +24,7 @@ from search.training import (
     encode_dataset,
     estimator_at,
     learning_rate,
+    shift,
     soft_and_discrete_accuracy,
     training_bytes,
 )
@@ -40,6 +41,7 @@ CANDIDATES = {
         tiny_candidate(parametrization="iwp", lr_iwp=0.1),
         train=replace(tiny_candidate().train, estimator="gumbel", hard_finish=0.4),
     ),
+    "shift": replace(tiny_candidate(), train=replace(tiny_candidate().train, shift=2)),
 }
 
 
@@ -77,6 +79,51 @@ def test_the_rate_follows_the_full_budget_not_the_rung(data: EncodedDataset, mon
     run.run_epoch()
     assert 0.02 >= rates[9] > rates[10] > rates[11] > 0
     assert run.optimizer.param_groups[0]["lr"] == rates[11]
+
+
+# Shifts
+
+
+def moved(image: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+    """(C, H, W) pixel (r, c) of which is the image's (r + dy, c + dx), and 0 beyond its edges."""
+    rows, columns = image.shape[1:]
+    result = torch.zeros_like(image)
+    for r in range(max(0, -dy), min(rows, rows - dy)):
+        for c in range(max(0, -dx), min(columns, columns - dx)):
+            result[:, r, c] = image[:, r + dy, c + dx]
+    return result
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("num_images", [1, training.EVALUATION_BATCH + 3])
+def test_images_are_moved_at_random_and_nothing_comes_in(most: int, num_images: int) -> None:
+    x = torch.randint(1, 200, (num_images, 2, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    out = torch.full_like(x, 255)
+    shift(x, most, 3, out)
+    steps = range(-most, most + 1)
+    found = [
+        [(dy, dx) for dy in steps for dx in steps if torch.equal(after, moved(before, dy, dx))]
+        for before, after in zip(x[-300:], out[-300:], strict=True)
+    ]
+    assert all(len(each) == 1 for each in found)  # whole, all its planes together
+    if num_images > 1:
+        assert {each for (each,) in found} == {(dy, dx) for dy in steps for dx in steps}
+        again = torch.empty_like(x)
+        shift(x, most, 3, again)
+        assert torch.equal(again, out)
+        shift(x, most, 4, again)
+        assert not torch.equal(again, out)
+
+
+def test_every_epoch_shifts_the_training_images_anew(data: EncodedDataset) -> None:
+    before = data.train.x.clone(), data.validation.x.clone()
+    run = TrainingRun(CANDIDATES["shift"], data, 7)
+    seen = []
+    for _ in range(3):
+        run.run_epoch()
+        seen.append(run.step._plain.x.clone())  # type: ignore[attr-defined]
+    assert len({bytes(images.numpy().tobytes()) for images in (*seen, before[0])}) == 4
+    assert torch.equal(data.train.x, before[0]) and torch.equal(data.validation.x, before[1])
 
 
 # Estimators

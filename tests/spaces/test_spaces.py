@@ -278,11 +278,23 @@ def test_fingerprint_is_json_and_shows_every_change(space: Space) -> None:
         ({"estimator": "hard"}, "estimator 'hard' is not one of soft, gumbel, ste"),
         ({"hard_finish": -0.1}, "hard_finish=-0.1"),
         ({"hard_finish": math.nan}, "hard_finish=nan"),
+        ({"shift": -1}, "shift=-1"),
     ],
 )
 def test_training_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TrainSpec(lr=0.01, batch_size=32, epochs=3), **change)
+
+
+def test_a_shift_leaves_something_of_the_image_and_is_told_only_where_there_is_one() -> None:
+    candidate = SPACES["mnist_small"].build(
+        SPACES["mnist_small"].known[0].params, DataSpec("mnist"), InputInfo((1, 28, 28), 10), EPOCHS
+    )
+    assert "shift" not in candidate.to_json()["train"]  # identities of configurations from before there were any
+    shifted = replace(candidate, train=replace(candidate.train, shift=27))
+    assert shifted.to_json()["train"]["shift"] == 27
+    with pytest.raises(ValueError, match="shift=28 must be less than the image's 28 pixels"):
+        replace(candidate, train=replace(candidate.train, shift=28))
 
 
 def test_domains_as_people_read_them() -> None:
