@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from io import StringIO
 from pathlib import Path
@@ -97,10 +97,8 @@ def overhead(trials: int, measured: int, **options: Any) -> tuple[Clock, int]:
         config = study_config(trials=trials, **options)
         executor = VirtualExecutor(pretended, lambda job: 1.0, NUM_WORKERS)
         display = Display(Console(file=StringIO(), width=200), trials, [], config.budget.epochs)
-        tracker, clock = _tracker(config, folder), Clock()
-        run(config, stored(config), executor, [tracker, display, clock])
-        tracker.finish(None)
-        clock.finish()
+        clock = Clock()
+        run(config, stored(config), executor, [_tracker(config, folder), display, clock])
     return clock, executor.num_events
 
 
@@ -110,10 +108,10 @@ def stored(config: StudyConfig) -> optuna.Study:
     return create_or_resume(config.storage, config.study, directions, config.metric_names, config.identity())
 
 
-def run(config: StudyConfig, study: optuna.Study, executor: Executor, observers: Sequence[Observer]) -> None:
+def run(config: StudyConfig, study: optuna.Study, executor: Executor, observers: list[Observer]) -> None:
     """The real driver, to the study's total, as `search.run` runs it."""
     gc.freeze()
-    StudyDriver(config, study, find_source(config.dataset).info, executor, [*observers]).run()
+    StudyDriver(config, study, find_source(config.dataset).info, executor, observers).run()
 
 
 def _tracker(config: StudyConfig, folder: str) -> Tracker:
@@ -148,13 +146,11 @@ def driver_s(trials: int, sampler: str, with_mlflow: bool = False) -> float:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         config = study_config(trials=trials, epochs=1, objectives=("accuracy",), workers=NUM_WORKERS, sampler=sampler)
-        trackers = [_tracker(config, folder)] if with_mlflow else []
+        observers: list[Observer] = [_tracker(config, folder)] if with_mlflow else []
         executor = NoTrainingExecutor(config, load_dataset(config.dataset, None, None))
         try:
             start = time.perf_counter()
-            run(config, stored(config), executor, trackers)
-            for tracker in trackers:
-                tracker.finish(None)
+            run(config, stored(config), executor, observers)
             return time.perf_counter() - start
         finally:
             executor.close()

@@ -91,16 +91,8 @@ class Clock:
 
     def trial_changed(self, trial: TrialView) -> None:
         if trial.state in ("complete", "failed"):
-            self._note()
-
-    def finish(self) -> None:
-        """What is still done for the last trials belongs to them."""
-        del self.wall_s[-1], self.cpu_s[-1]
-        self._note()
-
-    def _note(self) -> None:
-        self.wall_s.append(time.perf_counter())
-        self.cpu_s.append(time.process_time())
+            self.wall_s.append(time.perf_counter())
+            self.cpu_s.append(time.process_time())
 
     def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None: ...
 

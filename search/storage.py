@@ -236,7 +236,7 @@ def missing_driver(url: str, error: ImportError) -> Failure:
 class _StorageOfSpaces(optuna.storages.RDBStorage):
     """A study's identity binds its parameters to their space: whether an earlier trial drew them from the same one is
     not looked up at every trial, for each of them, and they are written together. That was half of what a trial takes
-    to be stored. A method of Optuna's own; where it is called otherwise, trials are stored as without it.
+    to be stored. The method is one of Optuna's own, hence the bound on its version.
     """
 
     def _set_trial_param_without_commit(
@@ -396,11 +396,16 @@ def refuse_another_configuration(study: optuna.Study, url: str, identity: dict[s
         if not study.get_trials(deepcopy=False):
             return
         _refuse_without_identity(study, url)
-        differences = identity_differences(full_identity(study), identity)
-    if differences:
+        stored = full_identity(study)
+    if differences := identity_differences(stored, identity):
+        way_out = "give --study another name, or the options and images it was made with"
+        if stored["space"] == identity["space"] and stored["parameters"] != identity["parameters"]:
+            way_out = (
+                f"space {stored['space']} has changed since: --study NEW --warm-start {study.study_name} begins with "
+                "its best trials"
+            )
         raise UsageError(
-            f"study {study.study_name!r} was made with another configuration ({'; '.join(differences)}): "
-            "give --study another name, or the options and images it was made with"
+            f"study {study.study_name!r} was made with another configuration ({'; '.join(differences)}): {way_out}"
         )
 
 

@@ -11,7 +11,12 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter, ValidationError
 
@@ -140,13 +145,15 @@ def study_of(table: Table, where: str) -> StoredStudy:
             "write one with `python -m search.export --all`"
         )
     cell = _study_cell([value for value in table["study"] if value is not None], where)
-    trials = []
+    trials, distributions = [], dict[str, BaseDistribution]()
     for index in range(len(table["number"])):
         row = {name: cells[index] for name, cells in table.items()}
         try:
             trial = _trial({name: from_cell(text) for name, text in row.items() if text is not None}, cell)
             view = TrialView(trial, "raw")
             _ = view.candidate, view.records  # what the next session reads
+            for name, distribution in trial.distributions.items():
+                check_distribution_compatibility(distributions.setdefault(name, distribution), distribution)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:

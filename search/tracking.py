@@ -1,8 +1,7 @@
 """MLflow as a view of a study: one experiment, one parent run, one child a trial. The only file that imports mlflow.
 
 Everything is written with the worker's timestamps, which MLflow stores once however often it is told: logging a trial
-again changes nothing, so the whole view can be rebuilt from the storage at any time. It follows the study about once a
-second: what happens to a trial meanwhile is written together.
+again changes nothing, so the whole view can be rebuilt from the storage at any time.
 """
 
 import contextlib
@@ -11,9 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,7 +42,6 @@ TAG_TRIAL: Final = "optuna.trial"
 TAG_LOGGED_EPOCH: Final = "logged_epoch"
 STATUS: Final = {"running": "RUNNING", "complete": "FINISHED"}  # of a trial's run; FAILED in every other state
 MAX_BATCH: Final = 1000
-LAG_S: Final = 1.0
 FINAL_METRICS: Final = (
     "test/acc_soft",
     "test/acc_discrete",
@@ -70,32 +66,26 @@ class Tracker:
         self.study, self.uid, self._warn, self._down = study, uid, warn, False
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # last epoch that a run has; absent before its parameters are there
-        self._changed: dict[int, TrialView] = {}  # trials as they are now, to be logged
-        self._last_logged_s = time.monotonic()
         self.uri = uri or mlflow.get_tracking_uri()
         self._try(self._connect)
 
     def trial_changed(self, trial: TrialView) -> None:
-        self._changed[trial.number] = trial
+        self._try(lambda: self._log(trial))
 
     def epoch_finished(self, trial: int, until_epoch: int, record: EpochRecord) -> None:
         """Nothing: epochs are logged once their rung is stored."""
 
     def tick(self) -> None:
-        """Log what has changed, about once a second."""
-        if time.monotonic() - self._last_logged_s >= LAG_S:
-            self._log_changed()
+        """Nothing to do."""
 
     def sync(self, trials: Sequence[TrialView]) -> None:
         """Bring every trial's run up to date; those that are cost nothing."""
         for trial in trials:
             if trial.state != "waiting" and not self._is_shown(trial):
                 self.trial_changed(trial)
-        self._log_changed()
 
     def finish(self, best: TrialView | None) -> None:
-        """Log what is left and close the parent run, naming the best trial."""
-        self._log_changed()
+        """Close the parent run, naming the best trial."""
 
         def close() -> None:
             if best is not None:
@@ -106,12 +96,6 @@ class Tracker:
             self._client.set_terminated(self._parent)
 
         self._try(close)
-
-    def _log_changed(self) -> None:
-        for number in [*self._changed]:
-            trial = self._changed.pop(number)  # first: interrupted behind the making of its run, it would be made again
-            self._try(partial(self._log, trial))
-        self._last_logged_s = time.monotonic()
 
     def _is_shown(self, trial: TrialView) -> bool:
         """Whether its run, as it was found, shows it: the status comes after the tags, and they with all else."""

@@ -165,8 +165,8 @@ class TrainingRun:
             weight_decay=candidate.train.weight_decay,
             fused=True,
         )
-        # what a step reads lies where it is: shifted anew in place
-        self._images = data.train.x.clone() if candidate.train.shift else data.train.x
+        x = data.train.x  # shifted in place: a step goes on reading where it began
+        self._images = x.clone(memory_format=torch.contiguous_format) if candidate.train.shift else x
         self.step = training_step(self.model, self.optimizer, self._images, data.train.y)
 
     def run_epoch(self) -> EpochRecord:

@@ -177,8 +177,10 @@ def test_parameters_are_stored_together(run_sqlite: Runs) -> None:
             trial.suggest_int(f"p{index}", 1, 9)
         statements.clear()
         sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
-        stored = storage.store(trial._trial_id)
-        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+        try:
+            stored = storage.store(trial._trial_id)
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
         of_params = [index for index, statement in enumerate(statements) if "trial_params" in statement]
         assert all(statements[index].startswith("INSERT") for index in of_params)
         assert of_params == [*range(of_params[0], of_params[-1] + 1)]

@@ -12,6 +12,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 from optuna.trial import FrozenTrial
 
 from search import samplers
@@ -302,6 +303,12 @@ def without(column: str) -> Callable[[list[dict[str, str]]], Any]:
     return lambda rows: [row.pop(column) for row in rows]
 
 
+def drawn_from_names(rows: list[dict[str, str]]) -> None:
+    """The second row's k, where the first one's was an integer."""
+    names = distribution_to_json(CategoricalDistribution([*range(20)]))
+    rows[1]["distributions"] = json.dumps(json.loads(rows[1]["distributions"]) | {"k": names})
+
+
 def in_study(name: str, value: object) -> Callable[[list[dict[str, str]]], Any]:
     return lambda rows: rows[0].update(study=json.dumps(json.loads(rows[0]["study"]) | {name: value}))
 
@@ -335,6 +342,7 @@ def in_study(name: str, value: object) -> Callable[[list[dict[str, str]]], Any]:
         (change(1, "datetime_start", "yesterday"), "row 2 (trial 1) is damaged: Invalid isoformat string"),
         (change(1, "distributions", '{"k": "{"}'), "row 2 (trial 1) is damaged: "),
         (change(1, "distributions", "7"), "row 2 (trial 1) is damaged: "),
+        (drawn_from_names, "row 2 (trial 1) is damaged: Cannot set different distribution kind to the same parameter"),
         (change(1, "attr:candidate", '{"data"'), "row 2 (trial 1) is damaged: "),
         (change(1, "attr:candidate", '{"data": 1}'), "trial 1 holds no valid configuration: "),
         (change(1, "attr:rung_1", "[{}]"), "row 2 (trial 1) is damaged: "),

@@ -203,34 +203,11 @@ def test_raw_gates_come_with_the_first_epochs(
         frozen = copy.copy(view.frozen)
         frozen.state, frozen.values, frozen.datetime_complete = TrialState.RUNNING, None, None
         frozen.user_attrs = attrs | {f"rung_{rung}": view.attrs[f"rung_{rung}"] for rung in rungs}
-        tracker.sync([TrialView(frozen, view.gate_count)])
+        tracker.trial_changed(TrialView(frozen, view.gate_count))
     assert [params for params, _ in sent] == [True, False, False]
     assert sent[0][1] == set()
     assert sent[1][1] == {"gates/raw", *EPOCH_METRICS, *RUNG_METRICS}
     assert "gates/raw" not in sent[2][1]
-
-
-def test_what_happens_within_a_second_is_written_together(
-    tracked: Tracked, empty_store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workspace / "other.db").write_bytes(empty_store.read_bytes())
-    other = f"sqlite:///{workspace}/other.db"
-    now_s = [100.0]
-    monkeypatch.setattr("search.tracking.time.monotonic", lambda: now_s[0])
-    tracker = Tracker("tiny", tracked.uid, other, no_warning)
-    numbers = []
-    for view, ticks_s in zip(tracked.views, (0.5, 1.0, 0.5, 0.4), strict=False):
-        running = copy.copy(view.frozen)
-        running.state, running.values, running.datetime_complete = TrialState.RUNNING, None, None
-        tracker.trial_changed(TrialView(running, view.gate_count))
-        tracker.trial_changed(view)
-        now_s[0] += ticks_s
-        tracker.tick()
-        numbers.append(set(runs(other)[1]))
-    assert numbers == [set(), {0, 1}, {0, 1}, {0, 1}]
-    tracker.finish(None)
-    logged = everything(tracked.uri)
-    assert everything(other) == {number: logged[number] for number in range(4)}
 
 
 def test_another_time_zone_changes_nothing(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,8 @@ def test_from_digits_to_mnist() -> None:
     result = mapped(SPACES["digits_small"].known[1].params, SPACES["mnist_small"])
     assert result.changed == {"batch_size": (32, 128)}
     assert result.params["lr_iwp"] == 0.1
-    assert result.filled + result.sampled + result.left_out == ()
+    assert (result.filled, result.params["shift"]) == (("shift",), 0)  # as in the baseline
+    assert result.sampled + result.left_out == ()
 
 
 def test_what_is_lacking_and_what_has_no_place() -> None:
@@ -342,3 +343,18 @@ def test_what_cannot_be_started_from(
     run_sqlite(FakeExecutor(lambda job, events: broken(job, False, "nan")), study="failed", trials=1)
     arguments = ("--space", "tiny", "--study", "third", "--executor", "inline")
     assert part in fails(USAGE, search_run, *arguments, "--warm-start", warm_start)
+
+
+def test_a_space_that_has_changed_and_the_way_out(
+    run_sqlite: Runs, fails: Callable[..., str], command: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sqlite(FakeExecutor(), trials=3)
+    grown = (*TINY.parameters, Parameter("dropout", Choice((0.0, 0.5))))
+    known = (replace(TINY.known[0], params={**BASELINE, "dropout": 0.5}),)
+    monkeypatch.setitem(SPACES, "tiny", replace(TINY, parameters=grown, known=known))
+    options = ("--space", "tiny", "--executor", "inline", "--dry-run")
+    message = fails(USAGE, search_run, *options)
+    assert "configuration (parameters.dropout: None -> {'values': [0.0, 0.5], 'when': None}): space tiny has" in message
+    assert message.endswith("has changed since: --study NEW --warm-start tiny begins with its best trials")
+    outcome = command(search_run, *options, "--study", "NEW", "--warm-start", "tiny")
+    assert outcome.code == 0 and "tiny" in outcome.out
