@@ -48,6 +48,8 @@ def train(
     losses = []
     for index in range(NUM_STEPS):
         set_estimator(model, estimators[index >= SECOND_ESTIMATOR_STEP])
+        if index == NUM_STEPS - 1:
+            data.x.logical_not_()  # in place, as a shift is: what is replayed reads them anew
         rows = torch.randperm(NUM_IMAGES, generator=generator)[: RAGGED if index == RAGGED_STEP else BATCH]
         losses.append(step(rows.cuda(), 0.02 / (1 + index)))
     return [torch.stack(losses).cpu(), *(parameter.detach().cpu() for parameter in model.parameters())]
@@ -79,7 +81,7 @@ def test_the_reference_can_be_captured(parametrization: str) -> None:
 
 def training_run(estimator: str, parametrization: str) -> TrainingRun:
     spec = ModelSpec(SPEC.input_shape, SPEC.conv, SPEC.dense, SPEC.num_classes, SPEC.tau, parametrization)
-    schedule = TrainSpec(0.02, BATCH, epochs=4, decay_fraction=0.5, estimator=estimator, hard_finish=0.3)
+    schedule = TrainSpec(0.02, BATCH, epochs=4, decay_fraction=0.5, estimator=estimator, hard_finish=0.3, shift=1)
     data = EncodedDataset(planes(NUM_IMAGES, 1), planes(50, 2), torch.zeros(2, 1))
     return TrainingRun(Candidate(DataSpec("digits"), spec, schedule), data, seed=7)
 
