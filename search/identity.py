@@ -1,5 +1,6 @@
 """A study's identity, what it was made with, in words and as options of `search.run`: pure functions of it."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -86,7 +87,7 @@ def _differing(
             yield from _differing(old, new, f"{within}{name}.")
         elif name == "rungs" and old and new and old[-1] != new[-1]:
             yield "epochs", old[-1], new[-1]
-        elif old != new:
+        elif json.dumps(old) != json.dumps(new):  # 4 and 4.0 are bounds of other parameters
             yield f"{within}{name}", old, new
 
 

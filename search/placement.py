@@ -8,7 +8,7 @@ from typing import Final
 from .errors import UsageError
 
 WORKERS_PER_CPU_NODE: Final = 4
-GPU_HEADROOM: Final = 1.25  # the first trial is the baseline: others may need more
+GPU_HEADROOM: Final = 1.25  # the first trial is the baseline: others may need more, as for shifted images
 GPU_CONTEXT_BYTES: Final = 2**29  # what CUDA itself takes of a device for each process
 GPU_PARTS: Final = 8
 

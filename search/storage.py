@@ -393,17 +393,17 @@ def refuse_another_configuration(study: optuna.Study, url: str, identity: dict[s
             not one of this program.
     """
     with storage_errors(url):
-        if not study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        if not trials:
             return
         _refuse_without_identity(study, url)
         stored = full_identity(study)
     if differences := identity_differences(stored, identity):
         way_out = "give --study another name, or the options and images it was made with"
-        if stored["space"] == identity["space"] and stored["parameters"] != identity["parameters"]:
-            way_out = (
-                f"space {stored['space']} has changed since: --study NEW --warm-start {study.study_name} begins with "
-                "its best trials"
-            )
+        if stored.get("space") == identity["space"] and stored.get("parameters") != identity["parameters"]:
+            way_out = f"space {identity['space']} has changed since: give --study another name"
+            if any(trial.state == TrialState.COMPLETE for trial in trials):
+                way_out += f", and --warm-start {study.study_name} to begin with its best trials"
         raise UsageError(
             f"study {study.study_name!r} was made with another configuration ({'; '.join(differences)}): {way_out}"
         )

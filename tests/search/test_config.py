@@ -133,3 +133,10 @@ def test_a_space_of_the_same_name_with_another_domain_is_another(
     assert identity_differences(stored, study_config(space="tiny").identity()) == [
         "parameters.kernel_1.values: [3, 5, 7] -> [3, 5]"
     ]
+
+
+def test_an_integer_s_bounds_are_not_a_float_s() -> None:
+    """Optuna would draw the next trial's k from another kind of distribution."""
+    old, new = ({"parameters": {"k": {"low": low, "high": 8}}} for low in (4, 4.0))
+    assert identity_differences(old, new) == ["parameters.k.low: 4 -> 4.0"]
+    assert identity_differences(old, old) == []

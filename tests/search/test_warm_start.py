@@ -355,6 +355,8 @@ def test_a_space_that_has_changed_and_the_way_out(
     options = ("--space", "tiny", "--executor", "inline", "--dry-run")
     message = fails(USAGE, search_run, *options)
     assert "configuration (parameters.dropout: None -> {'values': [0.0, 0.5], 'when': None}): space tiny has" in message
-    assert message.endswith("has changed since: --study NEW --warm-start tiny begins with its best trials")
+    assert message.endswith(
+        "changed since: give --study another name, and --warm-start tiny to begin with its best trials"
+    )
     outcome = command(search_run, *options, "--study", "NEW", "--warm-start", "tiny")
     assert outcome.code == 0 and "tiny" in outcome.out
