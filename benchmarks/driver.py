@@ -35,11 +35,12 @@ from rich.console import Console
 
 from search.config import StudyConfig, study_config
 from search.data import find_source, load_dataset
+from search.database import open_storage
 from search.display import Display
 from search.jobs import Failed, Job
 from search.packages import code_digest
 from search.ray_workers import RayExecutor, actor_options
-from search.storage import create_or_resume, open_storage
+from search.storage import create_or_resume
 from search.study import DIRECTIONS, Observer, StudyDriver
 from search.training import EpochRecord
 from search.workers import Executor

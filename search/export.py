@@ -47,8 +47,9 @@ def export(study: str, storage: str, pick: str, max_gates: int | None, whole: bo
 
 
 def _export_all(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
+    from .database import storage_errors
     from .errors import UsageError
-    from .storage import storage_errors, to_read
+    from .storage import to_read
     from .study_table import study_table
     from .table_file import check_suffix, write_table
 
@@ -68,8 +69,9 @@ def _export_all(study: str, storage: str, pick: str, max_gates: int | None, outp
 def _export_one(study: str, storage: str, pick: str, max_gates: int | None, output: Path) -> None:
     from .candidate_file import dump_candidate_file
     from .checkpoints import write_atomically
+    from .database import storage_errors
     from .report import counted_gates
-    from .storage import full_identity, gate_limit, storage_errors, to_read, trial_views
+    from .storage import full_identity, gate_limit, to_read, trial_views
 
     url, stored = to_read(study, storage)
     with storage_errors(url):

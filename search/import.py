@@ -16,10 +16,11 @@ def import_study(file: Path, study: str, storage: str) -> None:
     from optuna.logging import WARNING, set_verbosity
 
     from .config import check_study_name, default_storage
+    from .database import shown
     from .errors import UsageError
     from .identity import run_call
     from .lease import lease
-    from .storage import TrialView, gate_limit, shown
+    from .storage import TrialView, gate_limit
     from .study_table import restore, study_of
     from .table_file import read_table
 

@@ -20,8 +20,9 @@ from typing import Protocol
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from .database import missing_driver, parse_url, shown, unwritable
 from .errors import Failure
-from .storage import TrialView, missing_driver, parse_url, shown, unwritable
+from .storage import TrialView
 from .training import EpochRecord
 
 CHECK_INTERVAL_S = 10.0

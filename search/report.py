@@ -204,9 +204,10 @@ def limits_not_kept(done: Sequence[TrialView], max_gates: int | None) -> list[st
 @click.option("--study", "name", required=True, help="Name of the study.")
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 def report(name: str, storage: str) -> None:
+    from .database import shown, storage_errors
     from .finalists import Finals, print_finals
     from .identity import described, run_call
-    from .storage import full_identity, gate_limit, shown, storage_errors, to_read, trial_views
+    from .storage import full_identity, gate_limit, to_read, trial_views
 
     url, study = to_read(name, storage)
     with storage_errors(url):

@@ -17,6 +17,7 @@ from .checkpoints import Checkpoints
 from .command import interpreter
 from .config import StudyConfig, default_storage
 from .data import Source, find_source
+from .database import shown, storage_errors
 from .display import Display
 from .errors import Failure, UsageError
 from .finalists import describe_finalists, refuse_another_winner, run_finalists
@@ -33,8 +34,6 @@ from .storage import (
     gate_limit,
     refuse_another_configuration,
     running,
-    shown,
-    storage_errors,
     study_uid,
     trial_views,
 )

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from convlogic_core.model import Strict
 
 from .config import first_problem
+from .database import open_storage, shown, storage_errors
 from .errors import UsageError, one_line
-from .storage import TrialView, experimental, open_storage, shown, storage_errors
+from .storage import TrialView, experimental
 from .table_file import Table, from_cell, to_cell
 
 FORMAT: Final = "convlogic-study"

@@ -10,10 +10,11 @@ from .command import command, run_command
 @click.option("--storage", default="", show_default="sqlite:///studies/STUDY/study.db", help="Optuna RDB URL.")
 @click.option("--tracking-uri", default=None, show_default="MLflow's own", help="MLflow tracking URI.")
 def sync(study: str, storage: str, tracking_uri: str | None) -> None:
+    from .database import storage_errors
     from .errors import Failure
     from .lease import lease
     from .report import best_trial
-    from .storage import full_identity, gate_limit, storage_errors, study_uid, to_read, trial_views
+    from .storage import full_identity, gate_limit, study_uid, to_read, trial_views
     from .tracking import Tracker
 
     def warn(line: str) -> None:

@@ -15,10 +15,11 @@ import optuna
 from spaces.space import Choice, Range, Space, Value
 
 from .config import StudyConfig, default_storage
+from .database import shown
 from .errors import UsageError
 from .report import accuracy, complete, gates
 from .rungs import best_first
-from .storage import ForeignStudy, TrialView, shown, stored_trials
+from .storage import ForeignStudy, TrialView, stored_trials
 
 MAX_STARTS: Final = 5
 _ATTR: Final = "warm_start"

@@ -24,7 +24,7 @@ import optuna
 import sqlalchemy
 import torch
 
-from search import checkpoints, session, storage, tracking  # noqa: F401  MLflow must not be imported once a driver
+from search import checkpoints, database, session, tracking  # noqa: F401  MLflow must not be imported once a driver
 from search.command import run_command
 from search.config import default_storage
 from search.run import run
@@ -160,7 +160,7 @@ def _drive(folder: str, arguments: tuple[str, ...], fault: Fault | Held | None, 
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)
-    storage.BUSY_TIMEOUT_S = int(os.environ.get("CONVLOGIC_TEST_BUSY_S", storage.BUSY_TIMEOUT_S))
+    database.BUSY_TIMEOUT_S = int(os.environ.get("CONVLOGIC_TEST_BUSY_S", database.BUSY_TIMEOUT_S))
     if num_pages := os.environ.get("CONVLOGIC_TEST_PAGES"):
         _limit_database(int(num_pages))
     SPACES[TINY.name] = TINY

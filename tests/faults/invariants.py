@@ -7,7 +7,8 @@ from sqlalchemy import NullPool
 
 from search import tracking
 from search.config import study_config
-from search.storage import TrialView, parse_url, study_uid, trial_views
+from search.database import parse_url
+from search.storage import TrialView, study_uid, trial_views
 from tests.faults.forked import ForkedDriver
 
 CAUSES = ("worker died", "out of memory", "nan", "timeout", "error")

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from search import lease as lease_module
+from search.database import parse_url, storage_errors
 from search.errors import Failure
 from search.lease import lease
-from search.storage import parse_url, storage_errors
 from tests.faults.forked import Fault, ForkedDriver
 from tests.faults.invariants import assert_sound
 from tests.faults.postgresql import server

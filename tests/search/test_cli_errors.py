@@ -16,7 +16,7 @@ import pytest
 import yaml
 from click import Command
 
-from search import storage
+from search import database
 from search.candidate_file import CandidateFile, dump_candidate_file
 from search.export import export
 from search.report import report
@@ -219,7 +219,7 @@ def test_a_damaged_database(study: Runs, fails: Callable[..., str], workspace: P
 
 
 def test_a_busy_database(study: Runs, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.1)
     other = sqlite3.connect("studies/tiny/study.db", isolation_level=None)
     try:
         other.execute("BEGIN EXCLUSIVE")
